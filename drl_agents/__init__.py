@@ -1,0 +1,1 @@
+"""Agents that trade, and those who judge them."""
