@@ -1,0 +1,1 @@
+"""Live markets: brokers, the feed of bars, what the trader sees of them."""

@@ -1,0 +1,83 @@
+"""MarketView: what a live trader has seen of the market, as the features training saw.
+
+Keeps the last `features.MEMORY` bars and computes the newest row from them with the same functions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from environments.errors import InputError
+from environments.features import MEMORY, Bars, asset_features
+from environments.live.broker import Bar
+
+
+class MarketView:
+    """Rows, marks and flags of the newest bar of A assets.
+
+    Args:
+        n_assets: A. features: names, as in training. extra: names of the bars' further columns.
+        lookback: L, rows kept.
+        dtype: of the marks.
+    """
+
+    def __init__(
+        self, n_assets: int, features: Sequence[str], extra: Sequence[str], lookback: int, dtype: torch.dtype
+    ) -> None:
+        self.names, self.extra, self.lookback, self.dtype = tuple(features), tuple(extra), lookback, dtype
+        self._bars: list[deque[tuple[float, ...]]] = [deque(maxlen=MEMORY) for _ in range(n_assets)]
+        self._rows: deque[np.ndarray] = deque(maxlen=lookback)
+        self._mark = np.zeros(n_assets)
+        self._judged = np.zeros(n_assets, dtype=bool)
+        self.timestamp: int | None = None
+
+    def replay(self, bars: Sequence[Bar]) -> None:
+        """Take in history: only the rows the lookback needs are computed."""
+        for i, bar in enumerate(bars):
+            self.append(bar, compute=i >= len(bars) - self.lookback)
+
+    def append(self, bar: Bar, compute: bool = True) -> None:
+        """Take in a closed bar.
+
+        Raises:
+            InputError: it is not newer than the last one.
+        """
+        if self.timestamp is not None and bar.timestamp <= self.timestamp:
+            raise InputError(f"bar {bar.timestamp} came after bar {self.timestamp}: bars must be in order")
+        self.timestamp = bar.timestamp
+        row = np.full((len(self._bars), len(self.names)), np.nan, dtype=np.float32)
+        for i, own in enumerate(self._bars):
+            if not np.isfinite(bar.close[i]):
+                continue
+            columns = (bar.open, bar.high, bar.low, bar.close, bar.volume)
+            own.append((*(c[i] for c in columns), *bar.extra[i]))
+            self._mark[i] = bar.close[i]
+            if compute:
+                values = np.array(own, dtype=np.float64).T
+                series = Bars(*(np.ascontiguousarray(v) for v in values[:5]))
+                row[i] = asset_features(series, dict(zip(self.extra, values[5:], strict=True)), self.names)[-1]
+        judged = np.isfinite(row).all(axis=1)
+        row[~judged] = np.nan
+        self._judged = judged
+        if compute:
+            self._rows.append(row.ravel())
+
+    @property
+    def rows(self) -> Tensor:
+        """(up to L, A * F) float32, oldest first."""
+        return torch.from_numpy(np.stack(self._rows))
+
+    @property
+    def mark(self) -> Tensor:
+        """(1, A) last known closes, 0 before the first."""
+        return torch.as_tensor(self._mark, dtype=self.dtype).unsqueeze(0)
+
+    @property
+    def judged(self) -> Tensor:
+        """(1, A) bool: the asset has a bar now, with all its features."""
+        return torch.from_numpy(self._judged).unsqueeze(0)

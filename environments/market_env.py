@@ -1,0 +1,295 @@
+"""MarketVecEnv: N accounts trading one market, stepped together.
+
+One step, from bar t to bar t+1:
+
+    the agent has seen bars up to the close of t; its action becomes orders (quantities)
+    orders decided decision_lag - 1 steps ago fill in bar t+1, at its open (or close, `fill_at`)
+    equity is marked at the close of t+1, the reward is the increment from the close of t
+    the episode is terminated by ruin, truncated where its length or its segment ends
+
+The market's tensors are shared; what is private to an environment is allocated once, in the constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from environments.actions import build_scheme
+from environments.episodes import EpisodeStarts, Segments, per_member
+from environments.errors import InputError
+from environments.features import compute_features
+from environments.frictions import Frictions, slippage_table
+from environments.market import Market
+from environments.observation import Observation, account_size, account_vector
+from environments.portfolio import equity, match, open_account, settle
+from environments.rewards import reward_term
+from environments.rules import RuleBook
+from environments.vec_env import Step, VecEnv
+
+
+class MarketVecEnv(VecEnv):
+    """N environments over one market.
+
+    Args:
+        market: the bars, on the device everything runs on.
+        n_envs: N >= 1, all members together.
+        segments: half-open bar ranges episodes may walk; one list for all, or one list per member. Default: the
+            market's own segments.
+        n_members: P, learners that share the environments equally; N is a multiple of P.
+        lookback: bars an observation shows, 1..256.
+        action: name of the action scheme; `max_trade`, `sharpness`: its options (see `environments.actions`).
+        reward: name of the reward term. It is divided by the standard deviation of the equal-weight one-bar return over the
+            member's segments, so that learners meet rewards of order one in any market.
+        episode_length: bars after which an episode is truncated; None: at the end of its segment.
+        initial_cash: currency an episode begins with.
+        ruin: the share of the initial cash at or under which an episode is terminated.
+        decision_lag: bars from the decision to the fill, >= 1.
+        fill_at: "open" or "close" of the filling bar.
+        commission_bps, spread_bps, slippage_bps, impact_coef: see `Frictions`; None takes the venue's.
+        slippage_seed: seed of the slippage draws.
+        rules: asset rules; None takes the venue's.
+        features: names of the features; None takes all.
+        random_start: episodes start at random bars; else environment j of a member walks the member's segment
+            j (modulo their number) from its first bar, every time.
+        seed: one seed, or one per member.
+
+    Raises:
+        InputError: an argument out of range, a lookback no segment can hold.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        n_envs: int,
+        *,
+        segments: Segments | None = None,
+        n_members: int = 1,
+        lookback: int = 1,
+        action: str = "trades",
+        max_trade: float | None = None,
+        sharpness: float | None = None,
+        reward: str = "excess",
+        episode_length: int | None = 1_000,
+        initial_cash: float = 100_000.0,
+        ruin: float = 0.1,
+        decision_lag: int = 1,
+        fill_at: str = "open",
+        commission_bps: float | None = None,
+        spread_bps: float | None = None,
+        slippage_bps: float | None = None,
+        impact_coef: float | None = None,
+        slippage_seed: int = 0,
+        rules: RuleBook | None = None,
+        features: Sequence[str] | None = None,
+        random_start: bool = True,
+        seed: int | Sequence[int] = 0,
+    ) -> None:
+        _check(n_envs >= 1, f"n_envs={n_envs}: at least 1 is needed")
+        _check(n_envs % n_members == 0, f"n_envs={n_envs} is not a multiple of n_members={n_members}")
+        _check(1 <= lookback <= 256, f"lookback={lookback}: accepted are 1 to 256 bars")
+        _check(decision_lag >= 1, f"decision_lag={decision_lag}: an order cannot fill in a bar its decision has seen; at least 1")
+        _check(fill_at in ("open", "close"), f"fill_at={fill_at!r}: accepted are open, close")
+        _check(episode_length is None or episode_length >= 1, f"episode_length={episode_length}: at least 1 bar")
+        _check(initial_cash > 0 and 0 <= ruin < 1, f"initial_cash={initial_cash}, ruin={ruin}: initial_cash > 0, 0 <= ruin < 1")
+        self.market, self.n_envs, self.n_members, self.lookback = market, n_envs, n_members, lookback
+        self.device = market.device
+        self.decision_lag, self.fill_at, self.initial_cash, self.ruin = decision_lag, fill_at, initial_cash, ruin
+        self.scheme = build_scheme(action, **_given(max_trade=max_trade, sharpness=sharpness))
+        self.reward_name, self._reward = reward, reward_term(reward)
+        self.episode_length = episode_length
+        self.frictions = Frictions.for_venue(
+            market.asset_class,
+            **_given(
+                commission_bps=commission_bps, spread_bps=spread_bps, slippage_bps=slippage_bps, impact_coef=impact_coef
+            ),
+        )
+        self.slippage_seed = slippage_seed
+        self.rule_book = rules or RuleBook(market.asset_class)
+        self.rules = self.rule_book.tensors(market.symbols, self.device, market.dtype)
+        self.features = compute_features(market, None if features is None else tuple(features))
+        self.rows = self.features.rows
+        self.state_size = account_size(market.n_assets)
+        size = lookback * self.rows.shape[1] + self.state_size
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.single_action_space = self.scheme.space(market.n_assets)
+
+        judged = self.features.ready & market.close.isfinite()
+        self._bars = _bar_table(market, judged, fill_at, self._slip())
+        self.member_segments = per_member(segments or market.segments(), n_members)
+        self.starts = EpisodeStarts(
+            self.member_segments, judged.any(1), n_envs, lookback, episode_length, random_start, seed, self.device
+        )
+        self.reward_scale = _reward_scale(market, self.member_segments).repeat_interleave(n_envs // n_members)
+        self._allocate()
+        self.reset()
+
+    def _slip(self) -> Tensor | None:
+        return slippage_table(self.market, self.slippage_seed) if self.frictions.slippage_bps else None
+
+    def _allocate(self) -> None:
+        n, a, device, dtype = self.n_envs, self.market.n_assets, self.device, self.market.dtype
+        self.account = open_account(torch.full((n,), self.initial_cash, dtype=dtype, device=device), a)
+        self.equity = torch.full((n,), self.initial_cash, dtype=dtype, device=device)
+        self.last_equity = self.equity.clone()
+        self.last_shares = torch.zeros(n, a, dtype=dtype, device=device)
+        self.holder_units = torch.empty(n, a, dtype=dtype, device=device)
+        self.holder_value = torch.empty(n, dtype=dtype, device=device)
+        self.pending = torch.zeros(self.decision_lag - 1, n, a, dtype=dtype, device=device)
+        self.bar = torch.zeros(n, dtype=torch.int64, device=device)
+        self.stop = torch.zeros(n, dtype=torch.int64, device=device)
+        self.elapsed = torch.zeros(n, dtype=torch.int64, device=device)
+        self.fees = torch.zeros(n, dtype=dtype, device=device)
+        self.traded_value = torch.zeros(n, a, dtype=dtype, device=device)
+        self._state = torch.zeros(n, self.state_size, device=device)
+        self._first_state = torch.zeros(1, self.state_size, device=device)
+        self._first_state[:, 0] = 1.0  # all in cash, nothing held, nothing traded
+
+    # ------------------------------------------------------------------------------------------ stepping
+
+    def reset(self, seed: int | None = None) -> Observation:
+        if seed is not None:
+            self.starts.reseed(seed)
+        everywhere = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+        self._begin(everywhere)
+        self.last_equity.fill_(self.initial_cash)
+        for record in (self.last_shares, self.fees, self.traded_value):
+            record.zero_()
+        self._state.copy_(self._first_state.expand_as(self._state))
+        return Observation(self.bar, self._state)
+
+    def step(self, action: Tensor) -> Step:
+        with torch.no_grad():
+            return self._step(action)
+
+    def _step(self, action: Tensor) -> Step:
+        now, after = self.bar_row(self.bar), self.bar_row(self.bar + 1)
+        orders = self.scheme.orders(action, self.account, self.equity, now.mark, now.judged, self.rules)
+        if self.decision_lag > 1:
+            orders, queued = self.pending[0].clone(), orders
+            self.pending.copy_(torch.cat([self.pending[1:], queued.unsqueeze(0)]))
+        fills = match(self.account, orders, after.price, after.fillable, self.rules, self.frictions, after.slip)
+        account = settle(self.account, fills)
+        marked = equity(account, after.mark)
+        held = (self.holder_units * after.mark).sum(-1)
+        reward = self._reward(self.equity, marked, self.holder_value, held) * self.reward_scale
+
+        torch._foreach_copy_(list(self.account), list(account))
+        self.equity.copy_(marked)
+        self.last_equity.copy_(marked)  # of the step itself: `equity` starts anew where an episode ends
+        self.last_shares.copy_(account.shares)
+        self.holder_value.copy_(held)
+        self.fees.copy_(fills.fees.sum(-1))
+        self.traded_value.copy_(fills.value)
+        self.bar.add_(1)
+        self.elapsed.add_(1)
+        terminated = marked <= self.ruin * self.initial_cash
+        truncated = self.bar >= self.stop - 1
+        if self.episode_length is not None:
+            truncated = truncated | (self.elapsed >= self.episode_length)
+        truncated = truncated & ~terminated
+        final = Observation(self.bar.clone(), account_vector(self.account, after.mark, marked))
+        done = terminated | truncated
+        self._begin(done)
+        self._state.copy_(torch.where(done.unsqueeze(-1), self._first_state, final.state))
+        return Step(Observation(self.bar, self._state), reward.float(), terminated, truncated, final)
+
+    def _begin(self, done: Tensor) -> None:
+        """Start a new episode where `done`; nowhere else anything changes."""
+        start, stop = self.starts.draw()
+        self.bar.copy_(torch.where(done, start, self.bar))
+        self.stop.copy_(torch.where(done, stop, self.stop))
+        self.elapsed.masked_fill_(done, 0)
+        wide = done.unsqueeze(-1)
+        self.account.cash.masked_fill_(done, self.initial_cash)
+        for holding in self.account[1:]:
+            holding.masked_fill_(wide, 0)
+        self.pending.masked_fill_(wide, 0)
+        self.equity.masked_fill_(done, self.initial_cash)
+        first = self.bar_row(self.bar)
+        count = first.judged.sum(-1, keepdim=True, dtype=first.mark.dtype).clamp(min=1)
+        units = torch.where(first.judged, self.initial_cash / count / torch.where(first.judged, first.mark, 1.0), 0.0)
+        self.holder_units.copy_(torch.where(wide, units, self.holder_units))
+        self.holder_value.masked_fill_(done, self.initial_cash)
+
+    def bar_row(self, bar: Tensor) -> BarRow:
+        return BarRow(self._bars[bar], self.market.n_assets)
+
+    # --------------------------------------------------------------------------------------- persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        buffers = {name: getattr(self, name).clone() for name in _BUFFERS}
+        account = {f"account.{name}": value.clone() for name, value in self.account._asdict().items()}
+        return {**buffers, **account, "state": self._state.clone(), "starts": self.starts.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in _BUFFERS:
+            getattr(self, name).copy_(state[name])
+        for name, value in self.account._asdict().items():
+            value.copy_(state[f"account.{name}"])
+        self._state.copy_(state["state"])
+        self.starts.load_state_dict(state["starts"])
+
+    def normalizer_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the market rows over each member's own segments: (P, R) each."""
+        stats = [_moments(torch.cat([self.rows[a:b] for a, b in own])) for own in self.member_segments]
+        return torch.stack([m for m, _ in stats]), torch.stack([s for _, s in stats])
+
+
+_BUFFERS = (
+    "equity", "holder_units", "holder_value", "pending", "bar", "stop", "elapsed", "fees", "traded_value",
+)  # fmt: skip
+
+
+class BarRow:
+    """Columns of one bar for N environments, views of a single gather."""
+
+    def __init__(self, packed: Tensor, n_assets: int) -> None:
+        columns = packed.split(n_assets, dim=-1)
+        self.price, self.mark = columns[0], columns[1]
+        self.fillable, self.judged = columns[2] > 0, columns[3] > 0
+        self.slip = columns[4] if len(columns) > 4 else None
+
+
+def _bar_table(market: Market, judged: Tensor, fill_at: str, slip: Tensor | None) -> Tensor:
+    """(B, 4A or 5A): fill price, mark, fillable, judged[, slip] side by side, so that a step gathers once."""
+    quote = market.open if fill_at == "open" else market.close
+    fillable = market.tradable & quote.isfinite()
+    price = torch.where(fillable, quote, market.mark)
+    flags = (fillable.to(market.dtype), judged.to(market.dtype))
+    return torch.cat([price, market.mark, *flags, *([] if slip is None else [slip])], dim=1)
+
+
+def _reward_scale(market: Market, member_segments: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    """(P,) one over the standard deviation of the equal-weight one-bar return in each member's segments."""
+    mark = market.mark
+    known = (mark[:-1] > 0) & (mark[1:] > 0)
+    change = torch.where(known, mark[1:] / mark[:-1].clamp(min=1e-30) - 1, 0.0)
+    mean = change.sum(1) / known.sum(1).clamp(min=1)
+    spreads = [torch.cat([mean[a : b - 1] for a, b in own]).std() for own in member_segments]
+    spread = torch.stack(spreads)
+    return torch.where(spread > 0, 1 / spread, 1.0)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    known = rows.isfinite()
+    count = known.sum(0).clamp(min=1)
+    filled = torch.where(known, rows, 0.0).double() if rows.device.type != "mps" else torch.where(known, rows, 0.0)
+    mean = filled.sum(0) / count
+    spread = (torch.where(known, filled - mean, 0.0).square().sum(0) / count).sqrt()
+    # A feature that never moved says nothing: divided by one it stays near zero instead of blowing up.
+    return mean.float(), torch.where(spread > 1e-8, spread, 1.0).float()
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise InputError(message)

@@ -1,0 +1,124 @@
+"""Asset rules: what sizes a venue accepts, kept by symbol.
+
+The crypto table is the one Alpaca published with its crypto trading guide
+(https://alpaca.markets/docs/trading/crypto-trading/, "Minimum Qty" and "Qty Increment"). A pair that is
+not in it takes `CRYPTO_DEFAULT`, the nine decimals every crypto asset has today
+(https://docs.alpaca.markets/docs/crypto-trading-1); stocks are fractional to nine decimals from one
+dollar (https://docs.alpaca.markets/docs/fractional-trading).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from environments.errors import InputError
+
+QUOTES = ("USDT", "USDC", "USD")
+
+
+@dataclass(frozen=True)
+class AssetRule:
+    """Sizes one asset may be traded in.
+
+    increment: smallest step of the quantity, in shares or coins.
+    min_quantity: smallest order, in shares or coins.
+    min_notional: smallest order, in the account's currency.
+    """
+
+    increment: float
+    min_quantity: float
+    min_notional: float
+
+    def __post_init__(self) -> None:
+        if not self.increment > 0 or self.min_quantity < 0 or self.min_notional < 0:
+            raise InputError(f"asset rule {self} needs increment > 0 and minima >= 0")
+
+
+CRYPTO_DEFAULT = AssetRule(1e-9, 1e-9, 10.0)
+STOCK_DEFAULT = AssetRule(1e-9, 1e-9, 1.0)
+WHOLE_SHARES = AssetRule(1.0, 1.0, 0.0)
+
+_CRYPTO_SIZES: dict[str, tuple[float, float]] = {  # base: (minimum quantity, increment)
+    "AAVE": (0.01, 0.01),
+    "AVAX": (0.1, 0.1),
+    "BAT": (1.0, 1.0),
+    "BCH": (0.001, 0.0001),
+    "BTC": (0.0001, 0.0001),
+    "DOGE": (1.0, 1.0),
+    "ETH": (0.001, 0.001),
+    "GRT": (1.0, 1.0),
+    "LINK": (0.1, 0.1),
+    "LTC": (0.01, 0.01),
+    "MKR": (0.001, 0.001),
+    "SOL": (0.01, 0.01),
+    "UNI": (0.1, 0.1),
+}
+
+
+def base_of(symbol: str) -> str:
+    """The base of a pair: "BTC/USD", "BTCUSD" and "BTCUSDT" are all "BTC"."""
+    name = symbol.upper().replace("/", "").replace("-", "")
+    for quote in QUOTES:
+        if name.endswith(quote) and len(name) > len(quote):
+            return name[: -len(quote)]
+    return name
+
+
+def default_rule(symbol: str, asset_class: str) -> AssetRule:
+    """The venue's published rule for `symbol`; asset_class is "crypto" or "stock"."""
+    if asset_class == "stock":
+        return STOCK_DEFAULT
+    if asset_class != "crypto":
+        raise InputError(f"asset class {asset_class!r}: accepted are crypto, stock")
+    sizes = _CRYPTO_SIZES.get(base_of(symbol))
+    if sizes is None:
+        return CRYPTO_DEFAULT
+    minimum, increment = sizes
+    return AssetRule(increment, minimum, CRYPTO_DEFAULT.min_notional)
+
+
+class RuleTensors(NamedTuple):
+    """The rules of A assets as tensors (A,), in the order of the market's symbols."""
+
+    increment: Tensor
+    min_quantity: Tensor
+    min_notional: Tensor
+
+
+class RuleBook:
+    """Rules by symbol. Looked up by name, so that reordering symbols reorders rules.
+
+    Args:
+        asset_class: "crypto" or "stock", which published defaults apply.
+        overrides: rules that replace the defaults, by symbol.
+    """
+
+    def __init__(self, asset_class: str, overrides: Mapping[str, AssetRule] | None = None) -> None:
+        self.asset_class = asset_class
+        self.overrides = dict(overrides or {})
+
+    def rule(self, symbol: str) -> AssetRule:
+        return self.overrides.get(symbol) or default_rule(symbol, self.asset_class)
+
+    def tensors(self, symbols: Sequence[str], device: torch.device, dtype: torch.dtype) -> RuleTensors:
+        """Rules for `symbols` in that order; an override for a symbol that is not there is an error."""
+        unknown = sorted(set(self.overrides) - set(symbols))
+        if unknown:
+            raise InputError(f"rules name {', '.join(unknown)}, but the market holds {', '.join(symbols)}")
+        rules = [self.rule(symbol) for symbol in symbols]
+        columns = ("increment", "min_quantity", "min_notional")
+        return RuleTensors(
+            *(torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns)
+        )
+
+    def to_dict(self, symbols: Sequence[str]) -> dict[str, dict[str, float]]:
+        return {symbol: asdict(self.rule(symbol)) for symbol in symbols}
+
+    @classmethod
+    def from_dict(cls, asset_class: str, rules: Mapping[str, Mapping[str, float]]) -> RuleBook:
+        return cls(asset_class, {symbol: AssetRule(**rule) for symbol, rule in rules.items()})

@@ -1,0 +1,84 @@
+"""VecEnv: the interface every vectorised environment has.
+
+N environments step together, on one device, without a Python loop over them. Observations are pairs
+(bar index, state); outside a market the bar is None and the state is the whole observation.
+
+Resets happen in the same step (Gymnasium's SAME_STEP autoreset): where an episode ends, `observation` is
+the first of the next episode and `final_observation` the true last of this one, whose value a learner bootstraps
+when the episode was *truncated* (time or data ran out) and not when it was *terminated* (ruin).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from environments.observation import Observation
+
+
+class Step(NamedTuple):
+    """One step of N environments. reward: (N,) float32; terminated, truncated: (N,) bool.
+
+    Both observations may be views of the environment's own buffers: valid until its next step.
+    """
+
+    observation: Observation
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_observation: Observation
+
+
+class VecEnv(ABC):
+    """N environments.
+
+    Attributes:
+        n_envs: N.
+        n_members: P, how many learners the environments belong to; environments p * N/P .. (p+1) * N/P - 1 are
+            member p's.
+        device: where the buffers live.
+        single_observation_space: Box of the dense observation, (L * R + K,).
+        single_action_space: Box or Discrete, of one environment.
+        rows: (B, R) market rows shared by all environments, NaN where unknown, or None.
+        lookback: L, how many rows an observation reads (1 without a market).
+        state_size: K.
+    """
+
+    n_envs: int
+    n_members: int = 1
+    device: torch.device
+    single_observation_space: gymnasium.spaces.Box
+    single_action_space: gymnasium.Space
+    rows: Tensor | None = None
+    lookback: int = 1
+    state_size: int
+
+    @abstractmethod
+    def reset(self, seed: int | None = None) -> Observation:
+        """Start all episodes anew. With a seed the random numbers start anew as well."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Step:
+        """Advance every environment. action: (N, ...) of `single_action_space`, float32 or int64."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """All that the next step depends on, as tensors and numbers; None if it cannot be saved.
+
+        A training run resumed over an environment that gives None starts its episodes anew.
+        """
+        return None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be restored")
+
+    def normalizer_stats(self) -> tuple[Tensor, Tensor] | None:
+        """(mean, std), each (P, R): of each member's training rows; None without a market."""
+        return None
+
+    def close(self) -> None:
+        """Release what the environment holds."""
