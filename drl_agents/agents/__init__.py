@@ -1,0 +1,1 @@
+"""AgentBase and its kin."""

@@ -1,0 +1,126 @@
+"""ActorCritic: observation -> action distribution and value, for P members at once.
+
+The policy takes dense observations (P, n, L * R + K) and holds its own normalisers: it is the same object in
+training, in a back-test, for a plain Gymnasium observation (no market part, R = 0) and live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drl_agents.networks.distributions import distribution_for
+from drl_agents.networks.normalizer import FixedNormalizer, RunningNormalizer
+from drl_agents.networks.population import MLP, member_generators
+from environments.errors import InputError
+from environments.vec_env import VecEnv
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy is built from; JSON-able, so that a bundle can rebuild it.
+
+    row_size: R, market features per bar (0 outside a market). lookback: L. state_size: K.
+    action: "box" or "discrete". action_size: components of a Box, choices of a Discrete.
+    """
+
+    row_size: int
+    lookback: int
+    state_size: int
+    action: str
+    action_size: int
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "tanh"
+    log_std: float = -0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if not self.hidden or min(self.hidden) < 1:
+            raise InputError(f"hidden={self.hidden}: at least one layer of at least one unit")
+        if self.activation not in ("tanh", "relu"):
+            raise InputError(f"activation={self.activation!r}: accepted are tanh, relu")
+
+    @classmethod
+    def of(cls, env: VecEnv, **network: Any) -> PolicySpec:
+        """The spec that fits an environment; `network` sets hidden, activation, log_std."""
+        space = env.single_action_space
+        distribution_for(space)  # refuses what no policy can play
+        discrete = isinstance(space, gymnasium.spaces.Discrete)
+        return cls(
+            row_size=0 if env.rows is None else env.rows.shape[1],
+            lookback=env.lookback,
+            state_size=env.state_size,
+            action="discrete" if discrete else "box",
+            action_size=int(space.n) if discrete else int(np.prod(space.shape)),
+            **network,
+        )
+
+    @property
+    def size(self) -> int:
+        """Length of a dense observation."""
+        return self.row_size * self.lookback + self.state_size
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        if self.action == "discrete":
+            return gymnasium.spaces.Discrete(self.action_size)
+        return gymnasium.spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ActorCritic(nn.Module):
+    """Actor and critic of P members, each an MLP over the normalised observation.
+
+    Args:
+        seeds: one per member; a member's initial weights depend on its own seed alone.
+    """
+
+    def __init__(self, spec: PolicySpec, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.spec, self.n_members = spec, len(seeds)
+        self.distribution = distribution_for(spec.action_space)
+        generators = list(member_generators(seeds, stream=0))
+        trunk = (spec.size, *spec.hidden)
+        self.actor = MLP(self.n_members, (*trunk, self.distribution.head_size), spec.activation, 0.01, generators)
+        self.critic = MLP(self.n_members, (*trunk, 1), spec.activation, 1.0, generators)
+        self.log_std = (
+            nn.Parameter(torch.full((self.n_members, 1, spec.action_size), spec.log_std))
+            if self.distribution.has_log_std
+            else None
+        )
+        self.row_normalizer = FixedNormalizer(self.n_members, spec.row_size) if spec.row_size else None
+        # A market's account vector is of order one by construction; what else is observed is not.
+        self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Dense observations (P, n, D) as the networks read them."""
+        if self.row_normalizer is None:
+            return self.state_normalizer(x)
+        rows, state = x.split([x.shape[-1] - self.spec.state_size, self.spec.state_size], dim=-1)
+        return torch.cat([self.row_normalizer(rows), state], dim=-1)
+
+    def sample(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x (P, n, D), noise (P, n, .) -> actions (P, n, ...), log probabilities (P, n)."""
+        return self.distribution.sample(self.actor(self.normalize(x)), self.log_std, noise)
+
+    def mode(self, x: Tensor) -> Tensor:
+        """x (P, n, D) -> the most likely actions (P, n, ...)."""
+        return self.distribution.mode(self.actor(self.normalize(x)))
+
+    def value(self, x: Tensor) -> Tensor:
+        """x (P, n, D) -> values (P, n)."""
+        return self.critic(self.normalize(x)).squeeze(-1)
+
+    def evaluate(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(log probability of `action`, entropy, value), each (P, n)."""
+        normal = self.normalize(x)
+        log_prob, entropy = self.distribution.log_prob_entropy(self.actor(normal), self.log_std, action)
+        return log_prob, entropy, self.critic(normal).squeeze(-1)

@@ -1,0 +1,1 @@
+"""What is collected before an update, and the returns computed from it."""

@@ -1,0 +1,166 @@
+"""What every command line shares: options from dataclasses, logging, and how errors are told.
+
+Exit status: 0 done, 2 wrong input (one line, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from drl_agents.training.device import pick_device, tune
+from environments.data.source import load_bars
+from environments.data.store import load_dataset
+from environments.errors import InputError
+from environments.market import Market
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """quiet: only warnings and results. verbose: everything, and tracebacks of errors. log_file: write the log here as well."""
+
+    quiet: bool = False
+    verbose: bool = False
+    log_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where bars come from."""
+
+    data_source: str | None = None
+    """files, sample, synthetic, or one an installed package adds; default: files with --data, else sample"""
+    data: Path | None = None
+    """a Parquet or CSV file of bars, or a folder of them (timestamp, symbol, open, high, low, close, volume)"""
+    data_dir: Path | None = None
+    """a dataset folder with its manifest"""
+    symbols: str | None = None
+    """comma-separated, in the order the model will know them; default: all"""
+    timeframe: str | None = None
+    """bar size such as 5m, 1h, 1d; coarser than the file's: bars are resampled"""
+    start: str | None = None
+    """first day, ISO date"""
+    end: str | None = None
+    """the day to stop before, ISO date"""
+    asset_class: str | None = None
+    """crypto or stock; default: read off the bars"""
+    data_seed: int = 0
+    """seed of synthetic bars"""
+    synthetic_options: str | None = None
+    """options of synthetic bars, such as kind=signal,n_bars=20000,ic=0.1"""
+    gpu: str = "auto"
+    """device: auto, cpu, mps, cuda, or a GPU's number"""
+
+    def market(self) -> Market:
+        """Load the bars onto the device.
+
+        Raises:
+            InputError: options that contradict each other, or whatever the source refuses.
+        """
+        device = pick_device(self.gpu)
+        logging.getLogger(__name__).info("%s", tune(device))
+        symbols = None if self.symbols is None else tuple(s.strip() for s in self.symbols.split(",") if s.strip())
+        if self.data_dir is not None:
+            if self.data is not None or self.data_source is not None:
+                raise InputError("--data-dir names a dataset of its own: give it without --data and --data-source")
+            return Market.from_bars(load_dataset(self.data_dir, symbols=symbols, timeframe=self.timeframe), device)
+        source = self.data_source or ("files" if self.data is not None else "sample")
+        request = {
+            "symbols": symbols,
+            "timeframe": self.timeframe,
+            "start": self.start,
+            "end": self.end,
+            "path": self.data,
+            "asset_class": self.asset_class,
+        }
+        if source == "synthetic":
+            request |= {"seed": self.data_seed, "options": parse_options(self.synthetic_options)}
+        elif self.synthetic_options is not None:
+            raise InputError(f"--synthetic-options is for --data-source synthetic, not {source}")
+        return Market.from_bars(load_bars(source, **{k: v for k, v in request.items() if v is not None}), device)
+
+
+def parse_options(text: str | None) -> dict[str, str | int | float]:
+    """"a=1,b=0.5,c=word" as a dictionary, numbers as numbers."""
+    result: dict[str, str | int | float] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"option {part!r}: write name=value, separated by commas")
+        result[name.strip()] = _number(value.strip())
+    return result
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def run(options: type[Options], main: Callable[[Options], int | None], arguments: list[str] | None = None) -> None:
+    """Parse the command line into `options`, run `main`, exit with its status.
+
+    tyro names an unknown option and the closest known ones itself, and exits with 2.
+    """
+    parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    output = getattr(parsed, "output", OutputOptions())
+    configure_logging(output)
+    try:
+        status = main(parsed)
+    except InputError as error:
+        if output.verbose:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def terminal(output: OutputOptions) -> Console | None:
+    """Where a live display may go: the terminal, unless it is quiet or not one."""
+    console = Console(stderr=True)
+    return console if console.is_terminal and not output.quiet else None
+
+
+def configure_logging(output: OutputOptions) -> None:
+    """Log to the terminal, and to `log_file` with times."""
+    root = logging.getLogger()
+    root.handlers.clear()
+    level = logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO
+    console = Console(stderr=True)
+    if console.is_terminal:
+        shown: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
+    else:
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    shown.setLevel(level)
+    root.addHandler(shown)
+    if output.log_file is not None:
+        output.log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(output.log_file, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setLevel(logging.INFO)
+        root.addHandler(file)
+    root.setLevel(logging.INFO if not output.verbose else logging.DEBUG)
+    # Libraries' debug lines are not ours to show.
+    for name in ("matplotlib", "urllib3", "asyncio", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
