@@ -1,0 +1,1 @@
+"""Judging a policy: performance measures, splits of the bars, overfitting statistics, results and reports."""
