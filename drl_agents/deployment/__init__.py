@@ -1,0 +1,1 @@
+"""The deployed half: bundles, the gate, promotion, the paper trader."""

@@ -1,0 +1,170 @@
+"""From a finished study to a candidate: refit its best configuration, and judge it once on the held-out bars."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
+from drl_agents.deployment.gate import GateLimits, Verdict, judge
+from drl_agents.evaluation.backtest import backtest
+from drl_agents.evaluation.baselines import hold_cash, hold_equal_weight
+from drl_agents.evaluation.metrics import sharpe_ratio
+from drl_agents.evaluation.overfitting import PBOResult, probability_of_backtest_overfitting
+from drl_agents.evaluation.result import BacktestResult
+from drl_agents.search.config import TrialConfig, derived_seed
+from drl_agents.search.objective import Workload, market_env, train_members
+from drl_agents.search.study import StudyPlace, counted
+from environments.errors import InputError
+from environments.market_env import MarketVecEnv
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StudyStatistics:
+    """What the trials of a study say together.
+
+    n_trials: tried, failed and pruned ones included. trial_sharpes: (n_trials,) per-bar out-of-sample Sharpe ratios, NaN
+    where a trial has none. pbo: over the trials that ran to their end.
+    """
+
+    n_trials: int
+    trial_sharpes: np.ndarray
+    pbo: PBOResult
+
+
+def study_statistics(study: optuna.Study, place: StudyPlace) -> StudyStatistics:
+    """PBO and the trials' Sharpe ratios, from the returns the trials left behind.
+
+    A pruned or failed trial was tried as well: it counts, though it has no returns.
+    """
+    trials = counted(study)
+    done = [t for t in trials if t.state == TrialState.COMPLETE]
+    columns = [np.load(place.returns_file(t.number), allow_pickle=False) for t in done]
+    sharpes = np.full(len(trials), np.nan)
+    if columns:
+        matrix = np.stack(columns, axis=1)
+        matrix = matrix[np.isfinite(matrix).all(axis=1)]
+        sharpes[: len(columns)] = [sharpe_ratio(column, 1.0) for column in matrix.T.astype(np.float64)]
+    else:
+        matrix = np.zeros((0, 0))
+    return StudyStatistics(len(trials), sharpes, probability_of_backtest_overfitting(matrix))
+
+
+def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    """The complete trial with the highest value.
+
+    Raises:
+        InputError: no trial ran to its end; says why the last one did not.
+    """
+    done = [t for t in counted(study) if t.state == TrialState.COMPLETE]
+    if not done:
+        reasons = [t.user_attrs["reason"] for t in counted(study) if "reason" in t.user_attrs]
+        raise InputError(
+            f"study {study.study_name!r} has no complete trial" + (f"; the last failed: {reasons[-1]}" if reasons else "")
+        )
+    return max(done, key=lambda t: t.value)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A refitted configuration and its one judgement."""
+
+    bundle: Bundle
+    window: Range
+    result: BacktestResult
+    seeds: list[BacktestResult]
+    baselines: list[BacktestResult]
+    statistics: StudyStatistics
+    trial: int
+    value: float
+
+
+def refit(
+    study: optuna.Study,
+    place: StudyPlace,
+    workload: Workload,
+    search_segments: list[Range],
+    window: Range,
+    *,
+    n_seeds: int,
+    seed: int,
+    lineage: Mapping[str, Any],
+) -> Candidate:
+    """Train the best configuration on all search bars with several seeds, then walk the held-out window once.
+
+    The model that may be deployed is the first seed's: chosen before anything of the held-out bars was seen.
+    """
+    trial = best_trial(study)
+    config = TrialConfig.from_dict(trial.user_attrs["config"])
+    seeds = [derived_seed(seed, "refit", i) for i in range(n_seeds)]
+    agent, result = train_members(workload, config, [search_segments] * n_seeds, seeds)
+    env = walking_env(workload, config, window, n_seeds)
+    names = [f"seed {i}" for i in range(n_seeds)]
+    facts = {**lineage, "study": study.study_name, "trial": trial.number, "value": trial.value, "seed": seeds[0],
+             "timesteps": result.iterations * config.ppo.horizon_len * workload.n_envs, "config": config.to_dict()}  # fmt: skip
+    folder = save_bundle(place.folder / "bundle", agent.policy, 0, env, workload.env_name, facts)
+    bundle = load_bundle(folder)
+    # Judged through the bundle, as it will be run: one account, the weights that were written.
+    judged = backtest(bundle.env(workload.market, window), bundle.decide, ["model"])[0]
+    seed_results = backtest(env, agent.decide, names)
+    alone = walking_env(workload, config, window, 1)
+    baselines = [hold_equal_weight(alone), hold_cash(alone)]
+    statistics = study_statistics(study, place)
+    return Candidate(bundle, window, judged, seed_results, baselines, statistics, trial.number, trial.value)
+
+
+def walking_env(workload: Workload, config: TrialConfig, window: Range, n_members: int) -> MarketVecEnv:
+    """One environment per member, each walking `window` from its first bar to its last."""
+    options = {**config.env, "episode_length": None}
+    return market_env(
+        workload.env_name,
+        workload.market,
+        n_members,
+        n_members=n_members,
+        segments=[window],
+        random_start=False,
+        **options,
+    )
+
+
+def pass_gate(candidate: Candidate, champion: Bundle | None, workload: Workload, limits: GateLimits) -> Verdict:
+    """Judge a candidate, beside the champion on the same bars where the champion fits them.
+
+    Raises:
+        InputError: the champion trades another market: its result on these bars is undefined.
+    """
+    current = None
+    if champion is not None and champion.id != candidate.bundle.id:
+        current = backtest(champion.env(workload.market, candidate.window), champion.decide, ["champion"])[0]
+    return judge(
+        candidate.result,
+        candidate.seeds,
+        candidate.baselines[0],
+        candidate.statistics.trial_sharpes,
+        candidate.statistics.pbo.pbo,
+        current,
+        limits,
+    )
+
+
+def holdout_looks(folder: Path, fingerprint: str) -> int:
+    """How many different models were judged on these held-out bars by this study, this one included.
+
+    Each look spends some of what makes the bars held out; the report says how many there were.
+    """
+    path = folder / "holdout_looks.jsonl"
+    seen = {json.loads(line)["model"] for line in path.read_text().splitlines()} if path.exists() else set()
+    if fingerprint not in seen:
+        with path.open("a") as file:
+            file.write(json.dumps({"model": fingerprint}) + "\n")
+        seen.add(fingerprint)
+    return len(seen)

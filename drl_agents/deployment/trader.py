@@ -1,0 +1,208 @@
+"""PaperTrader: a bundle trading through a broker, one decision per closed bar.
+
+    new bar -> features -> build_observation -> policy -> action scheme -> orders -> fills -> books
+
+Every arrow is the function training used. The trader keeps its own books from the fills it is told of, and
+stops when they differ from the broker's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from drl_agents.deployment.bundle import Bundle
+from drl_agents.training.record import now, plain
+from environments.actions import build_scheme
+from environments.files import write_json
+from environments.live.broker import Bar, Broker, Order
+from environments.live.view import MarketView
+from environments.observation import Observation, account_vector, build_observation
+from environments.portfolio import Fills, equity, open_account, settle
+from environments.rules import RuleBook
+
+_SCHEME_OPTIONS = ("max_trade", "sharpness")
+_STATE_EVERY = 1.0  # seconds between writes of state.json while bars come fast
+
+
+class Unreconciled(RuntimeError):
+    """The broker's books differ from the trader's."""
+
+
+@dataclass(frozen=True)
+class PaperResult:
+    """timestamps (T + 1,) int64 ns of the bars, equity (T + 1,) at their closes; orders sent, orders with a fill."""
+
+    timestamps: np.ndarray
+    equity: np.ndarray
+    n_orders: int
+    n_fills: int
+
+
+class PaperTrader:
+    """One model, one account.
+
+    Args:
+        folder: where state.json, equity.csv and orders.jsonl are written; what an earlier run left is replaced.
+    """
+
+    def __init__(self, bundle: Bundle, broker: Broker, folder: str | Path, name: str) -> None:
+        manifest = bundle.manifest
+        options, market = manifest["env"]["options"], manifest["market"]
+        self.bundle, self.broker, self.folder, self.name = bundle, broker, Path(folder), name
+        self.symbols: list[str] = market["symbols"]
+        self.lookback, self.lag = options["lookback"], options["decision_lag"]
+        self.scheme = build_scheme(options["action"], **{k: options[k] for k in _SCHEME_OPTIONS if k in options})
+        book = RuleBook.from_dict(market["asset_class"], manifest["rules"])
+        self.rules = book.tensors(self.symbols, torch.device("cpu"), torch.float64)
+        self.view = MarketView(len(self.symbols), options["features"], market["extra"], self.lookback, torch.float64)
+        self.account = open_account(torch.tensor([broker.cash()], dtype=torch.float64), len(self.symbols))
+        self.initial = self.peak = float(self.account.cash)
+        self.worst = self.fees = 0.0
+        self.held_back: deque[list[Order]] = deque()
+        self.recent: deque[dict[str, Any]] = deque(maxlen=20)
+        self.n_orders = self.n_fills = self.bars_done = 0
+        self.state, self.started, self._written = "ACTIVE", now(), 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> PaperResult:
+        """Trade until the broker has no more bars, or `stop()`.
+
+        Raises:
+            Unreconciled: the books differ; the state is then HALTED.
+        """
+        history = self.broker.history()
+        self.view.replay(history)
+        stamps, curve = [history[-1].timestamp], [self.initial]
+        with (self.folder / "equity.csv").open("w") as equity_file, (self.folder / "orders.jsonl").open("w") as journal:
+            equity_file.write("timestamp,equity,cash\n")
+            self._decide(history[-1], journal)
+            while not stop() and (bar := self.broker.next_bar()) is not None:
+                self._settle()
+                self.view.append(bar)
+                value = float(equity(self.account, self.view.mark))
+                self._mark(value)
+                stamps.append(bar.timestamp)
+                curve.append(value)
+                equity_file.write(f"{_iso(bar.timestamp)},{value!r},{float(self.account.cash)!r}\n")
+                self._decide(bar, journal)
+                if time.monotonic() - self._written > _STATE_EVERY:
+                    equity_file.flush()
+                    self._write_state(value)
+        self.state = "FINISHED"
+        self._write_state(curve[-1])
+        return PaperResult(np.array(stamps), np.array(curve), self.n_orders, self.n_fills)
+
+    def _decide(self, bar: Bar, journal: Any) -> None:
+        mark, judged = self.view.mark, self.view.judged
+        value = equity(self.account, mark)
+        rows = self.view.rows
+        seen = Observation(torch.tensor([len(rows) - 1]), account_vector(self.account, mark, value))
+        action = self.bundle.decide(build_observation(rows, seen, self.lookback).unsqueeze(0))[0]
+        units = self.scheme.orders(action, self.account, value, mark, judged, self.rules)[0].tolist()
+        orders = [
+            Order(f"{self.bundle.id[:12]}-{bar.timestamp}-{symbol}", symbol, "buy" if u > 0 else "sell", abs(u))
+            for symbol, u in zip(self.symbols, units, strict=True)
+            if u
+        ]
+        self.held_back.append(orders)
+        if len(self.held_back) < self.lag:
+            return
+        due = self.held_back.popleft()
+        for order in due:
+            journal.write(json.dumps({"bar": _iso(bar.timestamp), **vars(order)}) + "\n")
+            self.recent.append({"id": order.client_order_id, "bar": _iso(bar.timestamp), "symbol": order.symbol,
+                                "side": order.side, "quantity": order.quantity, "status": "new",
+                                "filled_quantity": 0.0, "filled_price": None})  # fmt: skip
+        journal.flush()
+        self.broker.submit(due)
+        self.n_orders += len(due)
+
+    def _settle(self) -> None:
+        traded, value, fees = (torch.zeros(1, len(self.symbols), dtype=torch.float64) for _ in range(3))
+        shown = {line["id"]: line for line in self.recent}
+        for result in self.broker.results():
+            i = self.symbols.index(result.order.symbol)
+            traded[0, i] += result.filled_quantity if result.order.side == "buy" else -result.filled_quantity
+            value[0, i] += result.filled_value
+            fees[0, i] += result.fees
+            self.n_fills += result.filled_quantity > 0
+            line = shown.get(result.order.client_order_id)
+            if line is not None:
+                price = result.filled_value / result.filled_quantity if result.filled_quantity else None
+                line.update(status=result.status, filled_quantity=result.filled_quantity, filled_price=price)
+        self.account = settle(self.account, Fills(traded, value, fees))
+        self.fees += float(fees.sum())
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        cash, positions = self.broker.cash(), self.broker.positions()
+        own = dict(zip(self.symbols, self.account.shares[0].tolist(), strict=True))
+        differing = [s for s in own if not np.isclose(own[s], positions.get(s, 0.0), rtol=1e-9, atol=1e-12)]
+        foreign = sorted(set(positions) - set(own))
+        if differing or foreign or not np.isclose(cash, float(self.account.cash), rtol=1e-9, atol=1e-6):
+            self.state = "HALTED"
+            self._write_state(float(equity(self.account, self.view.mark)))
+            raise Unreconciled(
+                f"the broker's books differ: cash {cash} against {float(self.account.cash)}, "
+                f"positions {positions} against {own}"
+            )
+
+    def _mark(self, value: float) -> None:
+        self.bars_done += 1
+        self.peak = max(self.peak, value)
+        self.worst = max(self.worst, 1 - value / self.peak)
+
+    def _write_state(self, value: float) -> None:
+        self._written = time.monotonic()
+        lineage, market = self.bundle.manifest["lineage"], self.bundle.manifest["market"]
+        mark, shares = self.view.mark[0].tolist(), self.account.shares[0].tolist()
+        positions = [
+            {"symbol": s, "shares": n, "price": p, "value": n * p, "weight": n * p / value}
+            for s, n, p in zip(self.symbols, shares, mark, strict=True)
+            if n
+        ]
+        state = {
+            "name": self.name,
+            "model": self.bundle.id,
+            "study": lineage.get("study"),
+            "trial": lineage.get("trial"),
+            "broker": self.broker.name,
+            "state": self.state,
+            "synthetic": market["synthetic"],
+            "timeframe": market["timeframe"],
+            "symbols": self.symbols,
+            "started": self.started,
+            "updated": now(),
+            "bar": _iso(self.view.timestamp),
+            "bars_done": self.bars_done,
+            "initial_equity": self.initial,
+            "equity": value,
+            "cash": float(self.account.cash),
+            "drawdown": 1 - value / self.peak,
+            "max_drawdown": self.worst,
+            "fees": self.fees,
+            "n_orders": self.n_orders,
+            "n_fills": self.n_fills,
+            "positions": positions,
+            "orders": list(self.recent),
+            "process": {"pid": os.getpid(), "process_started": psutil.Process().create_time()},
+            "host": socket.gethostname(),
+        }
+        write_json(self.folder / "state.json", plain(state))
+
+
+def _iso(timestamp: int | None) -> str:
+    return pd.Timestamp(timestamp, unit="ns", tz="UTC").isoformat()

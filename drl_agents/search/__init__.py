@@ -1,0 +1,1 @@
+"""The search for hyper-parameters: space, objective, study. The one door to Optuna."""

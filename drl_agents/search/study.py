@@ -1,0 +1,231 @@
+"""The study: an Optuna study over configurations that can be stopped, killed, resumed and shared.
+
+What a trial draws and trains depends on (seed, its place in the study, the results before it), never on time or
+on the process: a study that was interrupted ends as it would have ended without the break. A trial lost with its worker
+is put back in the queue with the parameters and the place it had.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import psutil
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from drl_agents.search.config import derived_seed
+from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, SplitFailed, Workload, evaluate
+from drl_agents.search.space import suggest
+from drl_agents.training.trainer import TrainingDiverged
+from environments.errors import InputError
+from environments.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+STARTUP_TRIALS = 8  # drawn at random before the sampler trusts its model, and before anything is pruned
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where a study lives: its name, its folder, and the Optuna storage (None: a journal file in the folder)."""
+
+    name: str
+    folder: Path
+    storage: str | None = None
+
+    def open_storage(self) -> BaseStorage:
+        if self.storage and "://" in self.storage:
+            return RDBStorage(self.storage)
+        path = Path(self.storage) if self.storage else self.folder / "journal.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+
+    def returns_file(self, trial: int) -> Path:
+        """Where the out-of-sample returns of a trial are kept."""
+        return self.folder / "returns" / f"trial_{trial:05d}.npy"
+
+
+def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: bool = False) -> optuna.Study:
+    """The study of that name, made if it is not there.
+
+    Args:
+        identity: what makes results comparable (data fingerprint, folds, steps, seed, ...), JSON-able. It is kept with
+            the study, and must be the same when the study is opened again.
+
+    Raises:
+        InputError: the name belongs to a study of something else; the message names the first field that differs.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = place.open_storage()
+    names = optuna.get_all_study_names(storage)
+    if expect_existing and place.name not in names:
+        raise InputError(f"study {place.name!r} is not in the storage: there are {', '.join(names) or 'none'}")
+    if place.name not in names:
+        study = optuna.create_study(study_name=place.name, storage=storage, direction="maximize", load_if_exists=True)
+        for key, value in identity.items():
+            study.set_user_attr(key, value)
+        study.set_user_attr("objective", OBJECTIVE_NAME)
+        study.set_user_attr("unit", OBJECTIVE_UNIT)
+        return study
+    study = optuna.load_study(study_name=place.name, storage=storage)
+    known = study.user_attrs
+    for key, value in identity.items():
+        if key in known and known[key] != value:
+            raise InputError(
+                f"study {place.name!r} belongs to another search: its {key} is {known[key]!r}, here it is {value!r}; "
+                f"take another --study-name"
+            )
+    return study
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were tried: all that finished, less those that died and were put back in the queue."""
+    return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if "requeued" not in t.user_attrs]
+
+
+def trial_reason(trial: FrozenTrial) -> str | None:
+    """Why a trial failed, where it said."""
+    return trial.user_attrs.get("reason")
+
+
+def run_study(
+    study: optuna.Study,
+    place: StudyPlace,
+    workload: Workload,
+    *,
+    n_trials: int,
+    seed: int,
+    fixed: Mapping[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_change: Callable[[], None] = lambda: None,
+) -> bool:
+    """Run trials until the study has `n_trials` that finished; other workers may do the same beside this one.
+
+    Args:
+        fixed: environment options that are not searched.
+        stop: asked between trials.
+        on_change: called when a trial began or ended.
+
+    Returns:
+        True when the study is complete, False when it was stopped.
+    """
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+    while True:
+        requeue_dead(study)
+        trials = study.get_trials(deepcopy=False)
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        if len(counted(study)) + len(running) >= n_trials:
+            if not running:
+                return True
+            time.sleep(1.0)  # another worker has the last trials; should it die, they are ours
+            if stop():
+                return False
+            continue
+        if stop():
+            return False
+        waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
+        place_in_study = (
+            waiting.user_attrs["ordinal"] if waiting else sum("retry_of" not in t.user_attrs for t in trials)
+        )
+        study.sampler = optuna.samplers.TPESampler(
+            seed=derived_seed(seed, "sampler", place_in_study), n_startup_trials=STARTUP_TRIALS, multivariate=True
+        )
+        trial = study.ask()
+        ordinal = trial.user_attrs.get("ordinal", place_in_study)
+        for key, value in {"ordinal": ordinal, **_worker()}.items():
+            trial.set_user_attr(key, value)
+        on_change()
+        _run_trial(study, trial, place, workload, derived_seed(seed, "trial", ordinal), fixed)
+        on_change()
+
+
+def _run_trial(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    place: StudyPlace,
+    workload: Workload,
+    seed: int,
+    fixed: Mapping[str, Any] | None,
+) -> None:
+    config = suggest(trial, fixed)
+    trial.set_user_attr("config", config.to_dict())
+    trial.set_user_attr("seed", seed)
+
+    def report(step: int, value: float) -> None:
+        trial.report(value, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        outcome = evaluate(workload, config, seed, report)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        logger.info("trial %d pruned", trial.number)
+    except (SplitFailed, TrainingDiverged) as error:
+        trial.set_user_attr("reason", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        logger.warning("trial %d failed: %s", trial.number, error)
+    except BaseException:
+        _requeue(study, study.trials[trial.number])
+        raise
+    else:
+        _save_returns(place.returns_file(trial.number), outcome.returns)
+        trial.set_user_attr("fold_sharpes", [float(s) for s in outcome.sharpes])
+        trial.set_user_attr("steps_per_second", outcome.train_steps / max(outcome.train_seconds, 1e-9))
+        study.tell(trial, outcome.value)
+        logger.info("trial %d: %.3f (%s)", trial.number, outcome.value, OBJECTIVE_UNIT)
+
+
+def _save_returns(path: Path, returns: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, returns.astype(np.float32), allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def _worker() -> dict[str, Any]:
+    return {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "host": socket.gethostname()}
+
+
+def _alive(trial: FrozenTrial) -> bool:
+    """False only where the worker was on this host and is gone; of other hosts nothing is known."""
+    attrs = trial.user_attrs
+    if attrs.get("host") != socket.gethostname() or "pid" not in attrs:
+        return "pid" in attrs
+    try:
+        started = psutil.Process(attrs["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - attrs["process_started"]) < 2
+
+
+def requeue_dead(study: optuna.Study) -> int:
+    """Put the trials of workers that died on this host back in the queue; returns how many."""
+    dead = [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _alive(t)]
+    for trial in dead:
+        _requeue(study, trial)
+    return len(dead)
+
+
+def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    storage, attrs = study._storage, trial.user_attrs
+    try:
+        storage.set_trial_user_attr(trial._trial_id, "requeued", True)
+        study.tell(trial.number, state=TrialState.FAIL)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return  # another worker found it first
+    if "ordinal" in attrs:
+        # Parameters are not handed on: drawn again from the same seed and history, they are the same,
+        # and those not yet drawn when the worker died are drawn as they would have been.
+        study.enqueue_trial({}, user_attrs={"ordinal": attrs["ordinal"], "retry_of": trial.number})

@@ -1,0 +1,122 @@
+"""The main job: search configurations, judge the best on held-out bars, deploy it if it passes, paper-trade it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drl_agents.deployment.gate import GateLimits
+from drl_agents.deployment.main_job import JobResult, JobSettings, run_main_job
+from drl_agents.training.commandline import DataOptions, OutputOptions, run, terminal
+from drl_agents.training.interrupt import Interrupt
+from environments.errors import InputError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Search, judge, deploy and paper-trade. Resumes the study of that name if there is one."""
+
+    study_name: str = "sample"
+    """name of the study; its files go to <logs>/studies/<name>"""
+    n_trials: int = 20
+    """trials the study is to have in all, pruned and failed ones included"""
+    n_envs: int = 1
+    """environments each agent trains in, side by side"""
+    timesteps: int = 20_000
+    """environment steps each fold's agent trains for"""
+    n_splits: int = 5
+    """groups the search bars are cut into"""
+    test_groups: int = 2
+    """groups each fold tests on: 5 and 2 give 10 folds"""
+    holdout_bars: int | None = None
+    """last bars, kept from the study; default: a fifth"""
+    embargo: int | None = None
+    """bars after each test range that are not trained on; default: 1%% of the search bars"""
+    folds_per_batch: int | None = None
+    """folds trained side by side; a trial can be pruned between batches; default: half of them"""
+    n_seeds: int = 3
+    """seeds the best configuration is refitted with"""
+    seed: int = 0
+    """seed of everything random"""
+    env: str | None = None
+    """environment: a built-in name, an installed one, or package.module:Class; default: by asset class"""
+    storage: str | None = None
+    """Optuna storage: a URL, or a journal file; default: a journal file in the study's folder"""
+    logs: Path = Path("logs")
+    """folder everything is written under"""
+    deploy: bool = True
+    """make the model its market's champion if it passes the gate"""
+    action: str = "trades"
+    """what actions mean: trades, weights"""
+    episode_length: int = 1_000
+    """bars of a training episode"""
+    decision_lag: int = 1
+    """bars between a decision and its fill"""
+    fill_at: str = "open"
+    """fill at the open or the close of that bar"""
+    initial_cash: float = 100_000.0
+    """currency an account begins with"""
+    commission_bps: float | None = None
+    """basis points per side; default: the venue's"""
+    spread_bps: float | None = None
+    """basis points of traded value; default: 2"""
+    slippage_bps: float | None = None
+    """upper end of uniform slippage, basis points; default: 5"""
+    impact_coef: float | None = None
+    """coefficient of square-root market impact; default: 0.01"""
+    limits: GateLimits = field(default_factory=GateLimits)
+    bars: DataOptions = field(default_factory=DataOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def settings(self) -> JobSettings:
+        names = (
+            "action", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps", "spread_bps",
+            "slippage_bps", "impact_coef",
+        )  # fmt: skip
+        env_options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        same = set(JobSettings.__dataclass_fields__) & set(Options.__dataclass_fields__)
+        return JobSettings(**{name: getattr(self, name) for name in same}, env_options=env_options)
+
+
+def main(options: Options) -> int:
+    for name, least in (("n_trials", 1), ("n_envs", 1), ("timesteps", 1), ("n_seeds", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")
+    market = options.bars.market()
+    with Interrupt() as interrupt:
+        result = run_main_job(
+            market, options.settings(), stop=lambda: interrupt.requested, console=terminal(options.output)
+        )
+    if not result.complete:
+        print(f"interrupted: the study is saved; the same command goes on with it (--study-name {options.study_name})")
+        return 130
+    tell(result, options)
+    return 0
+
+
+def tell(result: JobResult, options: Options) -> None:
+    """Print what came of it and where things are."""
+    model, held = (r.figures() for r in (result.candidate.result, result.candidate.baselines[0]))
+    if result.candidate.bundle.manifest["market"]["synthetic"]:
+        print("SYNTHETIC bars: nothing here says anything about a real market")
+    for name in ("sharpe", "total_return", "max_drawdown", "n_trades"):
+        print(f"{name:>14}: {_text(model[name]['value'])}   holding equal weight: {_text(held[name]['value'])}")
+    if result.verdict.passed:
+        print(f"the gate passed it; deployed to {result.deployed}" if result.deployed else "the gate passed it; not deployed")
+    else:
+        print("the gate refused it:")
+        for reason in result.verdict.reasons:
+            print(f"  {reason}")
+    print(f"paper trader against back-test: largest relative difference {result.paper_difference:.1e}")
+    print(f"report:        {result.report.json}")
+    print(f"equity curve:  {result.report.png}")
+    print(f"model:         {result.candidate.bundle.folder}")
+    print(f"paper trading: {options.logs / 'paper' / options.study_name}")
+
+
+def _text(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    run(Options, main)
