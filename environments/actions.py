@@ -48,7 +48,7 @@ def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, ru
     sells = torch.minimum((-wanted).clamp(min=0), account.shares)
     size = floor_to(torch.where(wanted < 0, sells, wanted), rules.increment)
     accepted = acceptable(size, mark, rules) & judged
-    return torch.where(accepted, torch.copysign(size, wanted), 0.0)
+    return torch.copysign(size, wanted).masked_fill(~accepted, 0.0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Trades(ActionScheme):
 
     def orders(self, action, account, equity, mark, judged, rules):
         value = action.to(mark.dtype).clamp(-1, 1) * (self.max_trade * equity).unsqueeze(-1)
-        wanted = torch.where(judged, value / torch.where(judged, mark, 1.0), 0.0)
+        wanted = value / mark.masked_fill(~judged, 1.0)
         return to_orders(wanted, account, mark, judged, rules)
 
 
@@ -96,9 +96,8 @@ class TargetWeights(ActionScheme):
         logits = torch.cat([logits[:, :-1].masked_fill(~judged, -torch.inf), logits[:, -1:]], dim=-1)
         weights = torch.softmax(logits, dim=-1)[:, :-1]
         # What is held of an asset that cannot be traded now is not there to be shared out.
-        free = equity - torch.where(judged, 0.0, account.shares * mark).sum(-1)
-        target = weights * free.unsqueeze(-1) / torch.where(judged, mark, 1.0)
-        wanted = torch.where(judged, target - account.shares, 0.0)
+        free = equity - (account.shares * mark).masked_fill(judged, 0.0).sum(-1)
+        wanted = weights * free.unsqueeze(-1) / mark.masked_fill(~judged, 1.0) - account.shares
         return to_orders(wanted, account, mark, judged, rules)
 
 

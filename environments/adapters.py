@@ -50,13 +50,17 @@ class GymnasiumVecEnv(VecEnv):
             self.single_action_space = space
         else:
             raise InputError(f"{name}: actions must be a Box or a Discrete from 0, not {space}")
+        self._seeded = False
         self._state = np.zeros((n_envs, self.state_size), dtype=np.float32)
         self._final = np.zeros_like(self._state)
 
     def reset(self, seed: int | None = None) -> Observation:
-        base = self.seed if seed is None else seed
+        if seed is None and not self._seeded:
+            seed = self.seed
+        self._seeded = True
         for i, env in enumerate(self.envs):
-            self._state[i] = env.reset(seed=base + i)[0].ravel()
+            own = None if seed is None else seed + i
+            self._state[i] = np.asarray(env.reset(seed=own)[0]).ravel()
         return Observation(None, torch.from_numpy(self._state))
 
     def _own_action(self, action: np.ndarray) -> Any:
@@ -74,7 +78,7 @@ class GymnasiumVecEnv(VecEnv):
             truncated[i] &= not terminated[i]
             self._final[i] = np.asarray(observation).ravel()
             ended = terminated[i] or truncated[i]
-            self._state[i] = env.reset()[0].ravel() if ended else self._final[i]
+            self._state[i] = np.asarray(env.reset()[0]).ravel() if ended else self._final[i]
         return Step(
             Observation(None, torch.from_numpy(self._state)),
             torch.from_numpy(reward),

@@ -20,12 +20,20 @@ _BLOCK = 128
 
 def per_member(segments: Segments, n_members: int) -> list[list[Range]]:
     """One list of segments per member, whether one list was given for all or one for each."""
-    if segments and isinstance(segments[0][0], Sequence):
+    if segments and (not segments[0] or isinstance(segments[0][0], Sequence)):
         own = [list(cast("Sequence[Range]", member)) for member in segments]
         if len(own) != n_members:
             raise InputError(f"segments for {len(own)} members given, n_members={n_members}")
         return own
     return [list(cast("Sequence[Range]", segments)) for _ in range(n_members)]
+
+
+def check_within(member_segments: Sequence[Sequence[Range]], market_segments: Sequence[Range]) -> None:
+    """Raises InputError for a segment that is not inside one of the market's: a walk may not cross a pause."""
+    for start, stop in (segment for own in member_segments for segment in own):
+        if not any(first <= start < stop <= last for first, last in market_segments):
+            shown = ", ".join(map(str, market_segments[:5])) + (", ..." if len(market_segments) > 5 else "")
+            raise InputError(f"segment ({start}, {stop}): accepted are ranges inside one of the market's, {shown}")
 
 
 class EpisodeStarts:
@@ -86,7 +94,8 @@ class EpisodeStarts:
         self.count = torch.as_tensor(counts).repeat_interleave(self.per_member).to(device)
         self.offset = torch.as_tensor(offsets).repeat_interleave(self.per_member).to(device)
         # Position in the member's table of walks, where starts are not random.
-        self.walk = self.offset + torch.arange(self.per_member, device=device).repeat(len(counts)) % self.count
+        walk = self.offset + torch.arange(self.per_member, device=device).repeat(len(counts)) % self.count
+        self.first, self.last = self.starts[walk], self.stops[walk]
         self.generators = [torch.Generator() for _ in member_segments]
         self.reseed(seed)
 
@@ -108,13 +117,13 @@ class EpisodeStarts:
     def draw(self) -> tuple[Tensor, Tensor]:
         """(start, stop), each (N,) int64; stop is one past the last bar of the segment."""
         if not self.random_start:
-            return self.starts[self.walk], self.stops[self.walk]
+            return self.first, self.last
         if self.cursor == _BLOCK:
             self._refill()
         uniform = self.uniform[self.cursor]
         self.cursor += 1
         place = torch.minimum((uniform * self.count).long(), self.count - 1) + self.offset
-        return self.starts[place], self.stops[place]
+        return self.starts.index_select(0, place), self.stops.index_select(0, place)
 
     def state_dict(self) -> dict[str, Any]:
         states = torch.stack([g.get_state() for g in self.generators])
@@ -124,7 +133,7 @@ class EpisodeStarts:
         self.uniform.copy_(state["uniform"])
         self.cursor = int(state["cursor"])
         for generator, own in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(own)
+            generator.set_state(own.clone())  # torch 2.13 crashes on a view
 
 
 def _starts(segment: Range, decidable: np.ndarray, lookback: int, episode_length: int | None) -> np.ndarray:

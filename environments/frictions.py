@@ -36,8 +36,10 @@ class Frictions:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not 0 <= value < 1_000:
-                raise InputError(f"{item.name}={value}: accepted are 0 <= value < 1000")
+            # Together under one: a sale whose costs exceed its proceeds could not be paid for.
+            limit = 0.5 if item.name == "impact_coef" else 1_000
+            if not 0 <= value < limit:
+                raise InputError(f"{item.name}={value}: accepted are 0 <= value < {limit}")
 
     @classmethod
     def for_venue(cls, asset_class: str, **overrides: float) -> Frictions:

@@ -21,7 +21,8 @@ from environments.timeframe import Timeframe
 
 HOURS = 3_600 * 10**9
 # A pause longer than this ends a segment: round-the-clock markets stop for maintenance only, while stock
-# exchanges close over weekends and holidays (the longest in our bars, September 2001, was seven days).
+# exchanges close over weekends and holidays (the longest in our bars, September 2001, was seven days). A bar
+# longer than that is no pause.
 MAX_PAUSE = {"crypto": 24 * HOURS, "stock": 10 * 24 * HOURS}
 
 
@@ -113,7 +114,8 @@ class Market:
         prices = {name: grid(name) for name in ("open", "high", "low", "close", "volume")}
         names = bars.extra
         extra = np.stack([grid(name) for name in names], axis=-1) if names else np.zeros((*prices["open"].shape, 0))
-        pause = np.diff(clock, prepend=clock[0]) > MAX_PAUSE[bars.asset_class]
+        longest = max(MAX_PAUSE[bars.asset_class], bars.timeframe.nanoseconds)
+        pause = np.diff(clock, prepend=clock[0]) > longest
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, dtype=dtype).to(device)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from environments.actions import build_scheme
-from environments.episodes import EpisodeStarts, Segments, per_member
+from environments.episodes import EpisodeStarts, Segments, check_within, per_member
 from environments.errors import InputError
 from environments.features import compute_features
 from environments.frictions import Frictions, slippage_table
@@ -40,7 +40,7 @@ class MarketVecEnv(VecEnv):
         market: the bars, on the device everything runs on.
         n_envs: N >= 1, all members together.
         segments: half-open bar ranges episodes may walk; one list for all, or one list per member. Default: the
-            market's own segments.
+            market's own segments. Where starts are random, each must lie inside one of the market's.
         n_members: P, learners that share the environments equally; N is a multiple of P.
         lookback: bars an observation shows, 1..256.
         action: name of the action scheme; `max_trade`, `sharpness`: its options (see `environments.actions`).
@@ -121,7 +121,9 @@ class MarketVecEnv(VecEnv):
 
         judged = self.features.ready & market.close.isfinite()
         self._bars = _bar_table(market, judged, fill_at, self._slip())
-        self.member_segments = per_member(segments or market.segments(), n_members)
+        self.member_segments = per_member(market.segments() if segments is None else segments, n_members)
+        if random_start:  # a walk is an account that lives through pauses; an episode never spans one
+            check_within(self.member_segments, market.segments())
         self.starts = EpisodeStarts(
             self.member_segments, judged.any(1), n_envs, lookback, episode_length, random_start, seed, self.device
         )
@@ -156,7 +158,7 @@ class MarketVecEnv(VecEnv):
         if seed is not None:
             self.starts.reseed(seed)
         everywhere = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
-        self._begin(everywhere)
+        self._begin(everywhere, *self.starts.draw())
         self.last_equity.fill_(self.initial_cash)
         for record in (self.last_shares, self.fees, self.traded_value):
             record.zero_()
@@ -164,10 +166,13 @@ class MarketVecEnv(VecEnv):
         return Observation(self.bar, self._state)
 
     def step(self, action: Tensor) -> Step:
+        # Drawn whether or not an episode ends: looking first would make the host wait for the device.
+        start, stop = self.starts.draw()
         with torch.no_grad():
-            return self._step(action)
+            return self._advance(action, start, stop)
 
-    def _step(self, action: Tensor) -> Step:
+    def _advance(self, action: Tensor, start: Tensor, stop: Tensor) -> Step:
+        """One step of tensors alone, without a branch on a value; episodes that end go on at `start`."""
         now, after = self.bar_row(self.bar), self.bar_row(self.bar + 1)
         orders = self.scheme.orders(action, self.account, self.equity, now.mark, now.judged, self.rules)
         if self.decision_lag > 1:
@@ -195,13 +200,12 @@ class MarketVecEnv(VecEnv):
         truncated = truncated & ~terminated
         final = Observation(self.bar.clone(), account_vector(self.account, after.mark, marked))
         done = terminated | truncated
-        self._begin(done)
+        self._begin(done, start, stop)
         self._state.copy_(torch.where(done.unsqueeze(-1), self._first_state, final.state))
         return Step(Observation(self.bar, self._state), reward.float(), terminated, truncated, final)
 
-    def _begin(self, done: Tensor) -> None:
+    def _begin(self, done: Tensor, start: Tensor, stop: Tensor) -> None:
         """Start a new episode where `done`; nowhere else anything changes."""
-        start, stop = self.starts.draw()
         self.bar.copy_(torch.where(done, start, self.bar))
         self.stop.copy_(torch.where(done, stop, self.stop))
         self.elapsed.masked_fill_(done, 0)
@@ -213,12 +217,13 @@ class MarketVecEnv(VecEnv):
         self.equity.masked_fill_(done, self.initial_cash)
         first = self.bar_row(self.bar)
         count = first.judged.sum(-1, keepdim=True, dtype=first.mark.dtype).clamp(min=1)
-        units = torch.where(first.judged, self.initial_cash / count / torch.where(first.judged, first.mark, 1.0), 0.0)
+        value = (self.initial_cash / count).expand_as(first.mark).masked_fill(~first.judged, 0.0)
+        units = value / first.mark.masked_fill(~first.judged, 1.0)
         self.holder_units.copy_(torch.where(wide, units, self.holder_units))
         self.holder_value.masked_fill_(done, self.initial_cash)
 
     def bar_row(self, bar: Tensor) -> BarRow:
-        return BarRow(self._bars[bar], self.market.n_assets)
+        return BarRow(self._bars.index_select(0, bar), self.market.n_assets)
 
     # --------------------------------------------------------------------------------------- persistence
 

@@ -35,7 +35,7 @@ def account_vector(account: Account, mark: Tensor, equity: Tensor) -> Tensor:
     """(N, K) float32 account vector; mark: (N, A) last known closes, equity: (N,) at those marks."""
     safe = equity.clamp(min=1e-12).unsqueeze(-1)
     held = account.shares > 0
-    gain = torch.where(held, mark / torch.where(held, account.entry, 1.0).clamp(min=1e-30) - 1, 0.0)
+    gain = (mark / account.entry.clamp(min=1e-30) - 1).masked_fill(~held, 0.0)
     parts = (
         account.cash.unsqueeze(-1) / safe,
         account.shares * mark / safe,

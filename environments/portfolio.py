@@ -87,7 +87,7 @@ def match(
         fillable: (N, A) bool; elsewhere the order lapses.
         slip: (N, A) see `Frictions.cost`.
     """
-    wanted = torch.where(fillable, orders, 0.0)
+    wanted = orders.masked_fill(~fillable, 0.0)
     sold = torch.minimum((-wanted).clamp(min=0), account.shares)
     # Shares are sums of increments and carry their rounding: less than half an increment is no position, and
     # left behind it would show as one (an entry price, a profit) that no venue knows of.
@@ -104,9 +104,9 @@ def match(
     bought_value = bought * price
     cost = (bought_value + frictions.cost(bought_value, slip, reference)).sum(-1)
     short = cost > cash
-    share = torch.where(short, cash / cost.clamp(min=1e-12), 1.0).clamp(min=0).unsqueeze(-1)
+    share = (cash / cost.clamp(min=1e-12)).clamp(0, 1).unsqueeze(-1)
     scaled = floor_to(bought * share, rules.increment)
-    scaled = torch.where(acceptable(scaled, price, rules), scaled, 0.0)
+    scaled = scaled.masked_fill(~acceptable(scaled, price, rules), 0.0)
     bought = torch.where(short.unsqueeze(-1), scaled, bought)
     bought_value = bought * price
     bought_fees = frictions.cost(bought_value, slip, reference)
@@ -115,12 +115,12 @@ def match(
 
 def settle(account: Account, fills: Fills) -> Account:
     """The account after `fills`, whoever executed them; `idle` is advanced by one bar, and 0 where traded."""
-    spent = torch.where(fills.traded > 0, fills.value, -fills.value)
+    bought = fills.traded > 0
+    spent = torch.where(bought, fills.value, -fills.value)
     # max with 0: a fully spent account may miss zero by the rounding of the sum.
     cash = (account.cash - (spent + fills.fees).sum(-1)).clamp(min=0)
     shares = account.shares + fills.traded
     paid = account.entry * account.shares + fills.value
-    entry = torch.where(fills.traded > 0, paid / shares.clamp(min=1e-30), account.entry)
-    entry = torch.where(shares > 0, entry, 0.0)
-    idle = torch.where(fills.traded != 0, 0.0, account.idle + 1)
+    entry = torch.where(bought, paid / shares.clamp(min=1e-30), account.entry).masked_fill(shares <= 0, 0.0)
+    idle = (account.idle + 1).masked_fill(fills.traded != 0, 0.0)
     return Account(cash, shares, entry, idle)

@@ -124,7 +124,7 @@ class AgentBase(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         for generator, own in zip(self.noise_generators, state["noise_generators"], strict=True):
-            generator.set_state(own)
+            generator.set_state(own.clone())  # torch 2.13 crashes on a view
 
     def observation_state(self) -> dict[str, Tensor] | None:
         """The observation the next rollout begins with."""

@@ -250,4 +250,4 @@ class AgentPPO(AgentBase):
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
         for generator, own in zip(self.shuffle_generators, state["shuffle_generators"], strict=True):
-            generator.set_state(own)
+            generator.set_state(own.clone())  # torch 2.13 crashes on a view

@@ -30,7 +30,7 @@ from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload
 from drl_agents.search.progress import StudyProgress
 from drl_agents.search.space import MAX_LOOKBACK
 from drl_agents.search.study import StudyPlace, open_study, run_study
-from drl_agents.training.record import versions
+from drl_agents.training.record import plain, versions
 from environments.alpaca_env import default_env
 from environments.features import compute_features, ready_from
 from environments.live.local import LocalBroker
@@ -211,7 +211,7 @@ def _finish(
         title=f"{settings.study_name}: held-out bars",
         model=candidate.result,
         baselines=candidate.baselines,
-        facts=facts,
+        facts=plain(facts),
         synthetic=market.synthetic,
     )
     progress.outcome = {

@@ -241,7 +241,7 @@ class AuditEvent:
 
 @dataclass
 class DeploymentSnapshot:
-    """The deployed bundle (`champion.json`) and the last lines of `audit.jsonl`, oldest first."""
+    """The bundle deployed last (`champions/<slot>.json`) and the last lines of `audit.jsonl`, oldest first."""
 
     champion: Champion | None = None
     audit: list[AuditEvent] = field(default_factory=list)
@@ -388,19 +388,21 @@ def read_equity(path: Path, problems: list[str]) -> list[tuple[datetime, float]]
 
 
 def read_deployment(folder: Path, problems: list[str]) -> DeploymentSnapshot | None:
-    """Read the champion and the audit trail; None while neither exists. Having no champion is no problem."""
-    champion, audit = folder / "champion.json", folder / "audit.jsonl"
+    """Read the champion promoted last and the audit trail; None while neither exists. No champion is no problem."""
+    audit = folder / "audit.jsonl"
     try:
         present = os.listdir(folder)
+        pointers = list((folder / "champions").glob("*.json"))
+        champion = max(pointers, key=lambda f: f.stat().st_mtime, default=None)
     except FileNotFoundError:
         return None
     except OSError as error:
         problems.append(f"{folder.name}: cannot be read ({error.strerror})")
         return None
-    if champion.name not in present and audit.name not in present:
+    if champion is None and audit.name not in present:
         return None
     deployment = DeploymentSnapshot()
-    if champion.name in present and (raw := _read_json(champion, problems)) is not None:
+    if champion is not None and (raw := _read_json(champion, problems)) is not None:
         deployment.champion = fill(Champion, raw, _label(champion), problems)
     known, broken = {item.name for item in fields(AuditEvent)}, 0
     for line in _tail_lines(audit, problems)[-AUDIT_EVENTS:]:

@@ -25,7 +25,7 @@ def gae(
         (advantages, returns = advantages + values), each (T, ...).
     """
     delta = reward + gamma * next_value - value
-    decay = gamma * gae_lambda * (~done)
+    decay = gamma * gae_lambda * (~done).to(delta.dtype)
     advantage = torch.empty_like(delta)
     ahead = torch.zeros_like(delta[0])
     for t in range(delta.shape[0] - 1, -1, -1):

@@ -229,3 +229,13 @@ def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
         # Parameters are not handed on: drawn again from the same seed and history, they are the same,
         # and those not yet drawn when the worker died are drawn as they would have been.
         study.enqueue_trial({}, user_attrs={"ordinal": attrs["ordinal"], "retry_of": trial.number})
+
+
+def try_storage(folder: Path) -> str:
+    """Make a study in `folder`, run a trial of nothing, and read it back; says what was done."""
+    place = StudyPlace("verify", folder)
+    study = open_study(place, {})
+    study.tell(study.ask(), 1.0)
+    if open_study(place, {}, expect_existing=True).best_value != 1.0:
+        raise OSError("the value written was not read back")
+    return f"journal file written and read back in {folder.parent}"

@@ -24,8 +24,8 @@ class Interrupt:
                 run_one_trial()
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, message: str = MESSAGE) -> None:
+        self.message, self.requested = message, False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -55,4 +55,4 @@ class Interrupt:
         # Not print: the signal may have interrupted a print, and a buffered stream is not reentrant. A
         # terminal has just echoed ^C, so the line begins on a fresh one there.
         newline = "\n" if os.isatty(2) else ""
-        os.write(2, f"{newline}{MESSAGE}\n".encode())
+        os.write(2, f"{newline}{self.message}\n".encode())

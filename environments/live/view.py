@@ -30,7 +30,9 @@ class MarketView:
         self, n_assets: int, features: Sequence[str], extra: Sequence[str], lookback: int, dtype: torch.dtype
     ) -> None:
         self.names, self.extra, self.lookback, self.dtype = tuple(features), tuple(extra), lookback, dtype
-        self._bars: list[deque[tuple[float, ...]]] = [deque(maxlen=MEMORY) for _ in range(n_assets)]
+        # Twice the memory: the newest MEMORY bars are always one slice, and are moved to the front once it is full.
+        self._bars = np.empty((n_assets, 5 + len(self.extra), 2 * MEMORY))
+        self._counts = [0] * n_assets
         self._rows: deque[np.ndarray] = deque(maxlen=lookback)
         self._mark = np.zeros(n_assets)
         self._judged = np.zeros(n_assets, dtype=bool)
@@ -50,22 +52,30 @@ class MarketView:
         if self.timestamp is not None and bar.timestamp <= self.timestamp:
             raise InputError(f"bar {bar.timestamp} came after bar {self.timestamp}: bars must be in order")
         self.timestamp = bar.timestamp
-        row = np.full((len(self._bars), len(self.names)), np.nan, dtype=np.float32)
-        for i, own in enumerate(self._bars):
+        row = np.full((len(self._counts), len(self.names)), np.nan, dtype=np.float32)
+        columns = (bar.open, bar.high, bar.low, bar.close, bar.volume)
+        for i in range(len(self._counts)):
             if not np.isfinite(bar.close[i]):
                 continue
-            columns = (bar.open, bar.high, bar.low, bar.close, bar.volume)
-            own.append((*(c[i] for c in columns), *bar.extra[i]))
+            own = self._remember(i, [*(c[i] for c in columns), *bar.extra[i]])
             self._mark[i] = bar.close[i]
             if compute:
-                values = np.array(own, dtype=np.float64).T
-                series = Bars(*(np.ascontiguousarray(v) for v in values[:5]))
-                row[i] = asset_features(series, dict(zip(self.extra, values[5:], strict=True)), self.names)[-1]
+                row[i] = asset_features(Bars(*own[:5]), dict(zip(self.extra, own[5:], strict=True)), self.names)[-1]
         judged = np.isfinite(row).all(axis=1)
         row[~judged] = np.nan
         self._judged = judged
         if compute:
             self._rows.append(row.ravel())
+
+    def _remember(self, asset: int, values: list[float]) -> np.ndarray:
+        """Add a bar of one asset; returns its last bars, (5 + E, up to MEMORY)."""
+        own, count = self._bars[asset], self._counts[asset]
+        if count == 2 * MEMORY:
+            own[:, : MEMORY - 1] = own[:, MEMORY + 1 :]
+            count = MEMORY - 1
+        own[:, count] = values
+        self._counts[asset] = count + 1
+        return own[:, max(0, count + 1 - MEMORY) : count + 1]
 
     @property
     def rows(self) -> Tensor:

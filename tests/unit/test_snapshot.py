@@ -151,7 +151,7 @@ def test_a_whole_set_of_files_is_read_without_problems(tmp_path):
     write_study(tmp_path)
     write_trader(tmp_path)
     write_json(
-        tmp_path / "deployment" / "champion.json",
+        tmp_path / "deployment" / "champions/stock-1d-2.json",
         {"bundle": "ppo-1", "path": "p", "study": "alpha", "trial": 4, "promoted": iso(9), "sharpe": 1.25},
     )
     audit = tmp_path / "deployment" / "audit.jsonl"
@@ -300,7 +300,7 @@ def test_any_content_becomes_a_problem(tmp_path, content):
     for folder, file in (
         ("studies/a", "progress.json"),
         ("paper/b", "state.json"),
-        ("deployment", "champion.json"),
+        ("deployment", "champions/stock-1d-2.json"),
     ):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / file).write_bytes(content.encode("latin-1"))
@@ -308,7 +308,7 @@ def test_any_content_becomes_a_problem(tmp_path, content):
     taken = take_snapshot(tmp_path)
     json.loads(taken.to_json())
     told = " ".join(taken.problems)
-    for file in ("progress.json", "state.json", "champion.json"):
+    for file in ("progress.json", "state.json", "champions/stock-1d-2.json"):
         assert file in told
 
 
