@@ -44,11 +44,22 @@ class ActionScheme(ABC):
 
 
 def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
-    """Round signed units (N, A) toward zero to what the venue accepts; sells end at what is held."""
-    sells = torch.minimum((-wanted).clamp(min=0), account.shares)
-    size = floor_to(torch.where(wanted < 0, sells, wanted), rules.increment)
-    accepted = acceptable(size, mark, rules) & judged
-    return torch.copysign(size, wanted).masked_fill(~accepted, 0.0)
+    """Signed units (N, A) as orders the venue accepts: rounded toward zero to increments, minima kept.
+
+    Sells end at what is held. Buys that cost more, at the marks, than the cash and the proceeds of the sells are all
+    scaled by the same factor: a broker would refuse what cannot be paid. Costs are left to the fill, which scales again.
+    """
+    selling = wanted < 0
+    size = floor_to(torch.where(selling, torch.minimum(-wanted, account.shares), wanted), rules.increment)
+    size = size.masked_fill(~(acceptable(size, mark, rules) & judged), 0.0)
+    value = size * mark
+    bill = value.masked_fill(selling, 0.0).sum(-1)
+    spendable = account.cash + value.masked_fill(~selling, 0.0).sum(-1)
+    share = (spendable / bill.clamp(min=1e-12)).clamp(max=1).unsqueeze(-1)
+    less = floor_to(size * share, rules.increment)
+    less = less.masked_fill(~acceptable(less, mark, rules), 0.0)
+    size = torch.where((bill > spendable).unsqueeze(-1) & ~selling, less, size)
+    return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from environments.portfolio import Account
 
+# Share of equity under which a position counts as none; the venues' smallest orders are well above it.
+DUST = 1e-6
+
 
 class Observation(NamedTuple):
     """bar: (...,) int64 index into the market's rows, or None outside a market. state: (..., K) float32."""
@@ -34,7 +37,8 @@ def account_size(n_assets: int) -> int:
 def account_vector(account: Account, mark: Tensor, equity: Tensor) -> Tensor:
     """(N, K) float32 account vector; mark: (N, A) last known closes, equity: (N,) at those marks."""
     safe = equity.clamp(min=1e-12).unsqueeze(-1)
-    held = account.shares > 0
+    # What a sale leaves by rounding is no position; seen as one, its profit would flicker with the last digit.
+    held = account.shares * mark > DUST * safe
     gain = (mark / account.entry.clamp(min=1e-30) - 1).masked_fill(~held, 0.0)
     parts = (
         account.cash.unsqueeze(-1) / safe,

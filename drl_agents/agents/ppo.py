@@ -195,7 +195,7 @@ class AgentPPO(AgentBase):
         samples = old.shape[1]
         # A standard deviation needs two samples.
         if samples < config.num_minibatches * (2 if config.norm_adv else 1):
-            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {samples} samples of a rollout")
+            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {samples} samples")
         learning_rate = hyper["learning_rate"] * (1 - self.progress if config.anneal_lr else 1)
         member = torch.arange(p, device=self.device).unsqueeze(1)
         active = torch.ones(p, 1, dtype=torch.bool, device=self.device)

@@ -140,7 +140,7 @@ def save_bundle(
     manifest["id"] = _manifest_id(manifest)
     write_atomic(folder / WEIGHTS, weights)
     # The manifest last: a folder without one is no bundle yet.
-    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+    write_atomic(folder / MANIFEST, _manifest_text(manifest))
     return folder
 
 
@@ -152,14 +152,16 @@ def load_bundle(folder: str | Path) -> Bundle:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{folder}: no bundle there (no {MANIFEST})") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{folder / MANIFEST}: damaged ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{folder / MANIFEST}: not a bundle of format {FORMAT}")
-    if manifest.get("id") != _manifest_id(manifest):
+    # The text too: some changes of a byte (white space, a number's last digit) leave the content as it was.
+    if manifest.get("id") != _manifest_id(manifest) or text != _manifest_text(manifest):
         raise InputError(f"{folder / MANIFEST}: changed after it was written (its id does not match its content)")
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -173,6 +175,10 @@ def load_bundle(folder: str | Path) -> Bundle:
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS}: does not fit the manifest ({str(error).splitlines()[0]})") from error
     return Bundle(folder, manifest, policy.eval())
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, allow_nan=False) + "\n"
 
 
 def _manifest_id(manifest: Mapping[str, Any]) -> str:

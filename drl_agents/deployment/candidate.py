@@ -8,70 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
-from optuna.trial import TrialState
-
 from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
 from drl_agents.deployment.gate import GateLimits, Verdict, judge
 from drl_agents.evaluation.backtest import backtest
 from drl_agents.evaluation.baselines import hold_cash, hold_equal_weight
-from drl_agents.evaluation.metrics import sharpe_ratio
-from drl_agents.evaluation.overfitting import PBOResult, probability_of_backtest_overfitting
 from drl_agents.evaluation.result import BacktestResult
 from drl_agents.search.config import TrialConfig, derived_seed
 from drl_agents.search.objective import Workload, market_env, train_members
-from drl_agents.search.study import StudyPlace, counted
-from environments.errors import InputError
+from drl_agents.search.results import StudyStatistics, best_trial, study_statistics
+from drl_agents.search.study import Study, StudyPlace
 from environments.market_env import MarketVecEnv
 
 Range = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class StudyStatistics:
-    """What the trials of a study say together.
-
-    n_trials: tried, failed and pruned ones included. trial_sharpes: (n_trials,) per-bar out-of-sample Sharpe ratios, NaN
-    where a trial has none. pbo: over the trials that ran to their end.
-    """
-
-    n_trials: int
-    trial_sharpes: np.ndarray
-    pbo: PBOResult
-
-
-def study_statistics(study: optuna.Study, place: StudyPlace) -> StudyStatistics:
-    """PBO and the trials' Sharpe ratios, from the returns the trials left behind.
-
-    A pruned or failed trial was tried as well: it counts, though it has no returns.
-    """
-    trials = counted(study)
-    done = [t for t in trials if t.state == TrialState.COMPLETE]
-    columns = [np.load(place.returns_file(t.number), allow_pickle=False) for t in done]
-    sharpes = np.full(len(trials), np.nan)
-    if columns:
-        matrix = np.stack(columns, axis=1)
-        matrix = matrix[np.isfinite(matrix).all(axis=1)]
-        sharpes[: len(columns)] = [sharpe_ratio(column, 1.0) for column in matrix.T.astype(np.float64)]
-    else:
-        matrix = np.zeros((0, 0))
-    return StudyStatistics(len(trials), sharpes, probability_of_backtest_overfitting(matrix))
-
-
-def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
-    """The complete trial with the highest value.
-
-    Raises:
-        InputError: no trial ran to its end; says why the last one did not.
-    """
-    done = [t for t in counted(study) if t.state == TrialState.COMPLETE]
-    if not done:
-        reasons = [t.user_attrs["reason"] for t in counted(study) if "reason" in t.user_attrs]
-        raise InputError(
-            f"study {study.study_name!r} has no complete trial" + (f"; the last failed: {reasons[-1]}" if reasons else "")
-        )
-    return max(done, key=lambda t: t.value)
 
 
 @dataclass(frozen=True)
@@ -89,7 +37,7 @@ class Candidate:
 
 
 def refit(
-    study: optuna.Study,
+    study: Study,
     place: StudyPlace,
     workload: Workload,
     search_segments: list[Range],

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from rich.console import Console
 
 from drl_agents.deployment.candidate import (
     Candidate,
-    best_trial,
     holdout_looks,
     pass_gate,
     refit,
@@ -28,8 +26,9 @@ from drl_agents.evaluation.splits import Fold, combinatorial_purged, split_holdo
 from drl_agents.search.config import TrialConfig
 from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload
 from drl_agents.search.progress import StudyProgress
+from drl_agents.search.results import best_trial
 from drl_agents.search.space import MAX_LOOKBACK
-from drl_agents.search.study import StudyPlace, open_study, run_study
+from drl_agents.search.study import Study, StudyPlace, open_study, run_study
 from drl_agents.training.record import plain, versions
 from environments.alpaca_env import default_env
 from environments.features import compute_features, ready_from
@@ -118,7 +117,7 @@ def _names(settings: JobSettings) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str) -> dict[str, Any]:
+def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str, batch: int) -> dict[str, Any]:
     """What must be the same for two runs to be runs of one study."""
     return {
         "fingerprint": market.fingerprint,
@@ -131,6 +130,7 @@ def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str) -
         "n_splits": settings.n_splits,
         "test_groups": settings.test_groups,
         "holdout": list(plan.holdout),
+        "folds_per_batch": batch,
         "folds": [[f.train[0][0], f.train[-1][1], len(f.train), len(f.test)] for f in plan.folds],
         "seed": settings.seed,
     }
@@ -156,7 +156,7 @@ def run_main_job(
     facts = data_facts(market, plan)
     # One environment is built before the study is made: what is wrong with its options is told now.
     walking_env(workload, TrialConfig(env=settings.env_options), plan.holdout, 1)
-    study = open_study(place, identity(market, plan, settings, env_name))
+    study = open_study(place, identity(market, plan, settings, env_name, batch))
     logger.info("Using Vectorized Environments: %d parallel envs", settings.n_envs)
     logger.info("%s; %d folds, %d held-out bars", market.description, len(plan.folds), plan.holdout[1] - plan.holdout[0])
     with StudyProgress(study, place.folder, settings.n_trials, facts, market.synthetic, console) as progress:
@@ -182,7 +182,7 @@ def run_main_job(
 
 
 def _finish(
-    study: optuna.Study, place: StudyPlace, workload: Workload, plan: Plan, settings: JobSettings, progress: StudyProgress
+    study: Study, place: StudyPlace, workload: Workload, plan: Plan, settings: JobSettings, progress: StudyProgress
 ) -> JobResult:
     market = workload.market
     best = best_trial(study)
@@ -276,7 +276,7 @@ def data_facts(market: Market, plan: Plan) -> dict[str, Any]:
 
 
 def report_facts(
-    study: optuna.Study,
+    study: Study,
     place: StudyPlace,
     candidate: Candidate,
     verdict: Verdict,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drl_agents.deployment.bundle import MANIFEST, Bundle, load_bundle
+from drl_agents.deployment.bundle import Bundle, load_bundle
 from drl_agents.training.record import now, plain
 from environments.errors import InputError
 from environments.files import sync_folder, write_json
@@ -83,11 +83,15 @@ class Registry:
     def promote(self, bundle: Bundle, facts: Mapping[str, Any]) -> Path:
         """Copy the bundle in, point its market's champion at it, and record it. Returns the bundle's place."""
         place = self.folder / "bundles" / bundle.id[:16]
-        if not (place / MANIFEST).exists():
+        if not _intact(place):
             half = place.with_name(f".{place.name}.{os.getpid()}")
             shutil.rmtree(half, ignore_errors=True)
             shutil.copytree(bundle.folder, half)
             load_bundle(half)  # what was copied is what will be loaded: verify it before anything points at it
+            for name in half.iterdir():
+                with name.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(half)
             shutil.rmtree(place, ignore_errors=True)
             os.replace(half, place)
             sync_folder(place.parent)
@@ -113,3 +117,12 @@ class Registry:
             log.write(json.dumps(plain(line), allow_nan=False) + "\n")
             log.flush()
             os.fsync(log.fileno())
+
+
+def _intact(folder: Path) -> bool:
+    """Is there a bundle that loads?"""
+    try:
+        load_bundle(folder)
+    except InputError:
+        return False
+    return True

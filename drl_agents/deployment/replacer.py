@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
-
-from drl_agents.deployment.candidate import best_trial, pass_gate, refit
+from drl_agents.deployment.candidate import pass_gate, refit
 from drl_agents.deployment.gate import Verdict
 from drl_agents.deployment.main_job import JobSettings, data_facts, decide, plan_bars
 from drl_agents.deployment.registry import Registry, slot_of
 from drl_agents.search.objective import Workload
-from drl_agents.search.study import StudyPlace, open_study
+from drl_agents.search.results import best_trial
+from drl_agents.search.study import Study, StudyPlace, open_study
 from environments.errors import InputError
 from environments.market import Market
 
@@ -33,7 +32,7 @@ class Replacement:
     skipped: str | None = None
 
 
-def study_settings(settings: JobSettings) -> tuple[optuna.Study, JobSettings]:
+def study_settings(settings: JobSettings) -> tuple[Study, JobSettings]:
     """The study, and `settings` with what the study was made with in place of the defaults.
 
     Raises:
@@ -52,7 +51,7 @@ def study_settings(settings: JobSettings) -> tuple[optuna.Study, JobSettings]:
 
 
 def replace_best(
-    study: optuna.Study, market: Market, settings: JobSettings, registry: Registry, last: int | None = None
+    study: Study, market: Market, settings: JobSettings, registry: Registry, last: int | None = None
 ) -> Replacement:
     """Take the study's best trial through the gate once.
 

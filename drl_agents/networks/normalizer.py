@@ -37,8 +37,9 @@ class RunningNormalizer(FixedNormalizer):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in x: (P, n, D)."""
+        """Take in x: (P, n, D). What is not finite counts as the mean: one bad value must not spoil all to come."""
         n = x.shape[1]
+        x = torch.where(x.isfinite(), x, self.mean.unsqueeze(1))
         mean = x.mean(1)
         square = (x - mean.unsqueeze(1)).square().sum(1)
         total = self.count + n

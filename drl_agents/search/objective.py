@@ -101,21 +101,23 @@ def train_members(
 def walk_folds(workload: Workload, config: TrialConfig, folds: Sequence[Fold], agent: AgentPPO) -> np.ndarray:
     """(len(folds), B) test returns of each fold's member, NaN outside its test windows."""
     market = workload.market
-    windows = max(len(fold.test) for fold in folds)
+    # Where a group's edge lies beside a pause of the market, one bar is left alone: there is nothing to walk.
+    tests = [[(a, b) for a, b in fold.test if b - a >= 2] for fold in folds]
+    windows = max(len(own) for own in tests)
     env = market_env(
         workload.env_name,
         market,
         windows * len(folds),
         n_members=len(folds),
-        segments=[list(fold.test) for fold in folds],
+        segments=tests,
         random_start=False,
         **{**config.env, "episode_length": None},
     )
     start = env.bar.cpu().numpy().copy()
     walks = walk_returns(env, agent.decide)
     result = np.full((len(folds), market.n_bars), np.nan)
-    for row, fold in enumerate(folds):
-        for j, (_, stop) in enumerate(fold.test):
+    for row, own in enumerate(tests):
+        for j, (_, stop) in enumerate(own):
             walk, first = walks[row * windows + j], start[row * windows + j] + 1
             result[row, first:stop] = 0.0  # a walk that ended in ruin earns nothing more
             result[row, first : first + walk.size] = walk

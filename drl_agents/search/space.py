@@ -17,7 +17,7 @@ class Parameter:
     """One dimension of the space.
 
     target: "env", "network" or "agent", the part of `TrialConfig` it belongs to. low, high: a range of
-    floats, on a logarithmic scale where `log`; or choices.
+    floats, on a logarithmic scale where `log`; or choices. scheme: the one action scheme that has it, or any.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Parameter:
     high: float = 0.0
     log: bool = False
     choices: tuple[Any, ...] = ()
+    scheme: str | None = None
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         if self.choices:
@@ -50,7 +51,7 @@ SPACE: tuple[Parameter, ...] = (
     Parameter("activation", "network", choices=("tanh", "relu")),
     Parameter("log_std", "network", -1.5, 0.0),
     Parameter("lookback", "env", choices=(1, 4, 8)),
-    Parameter("max_trade", "env", 0.1, 1.0, log=True),
+    Parameter("max_trade", "env", 0.1, 1.0, log=True, scheme="trades"),
     Parameter("reward", "env", choices=("excess", "log_return")),
 )
 MAX_LOOKBACK = max(next(p for p in SPACE if p.name == "lookback").choices)
@@ -58,7 +59,8 @@ MAX_LOOKBACK = max(next(p for p in SPACE if p.name == "lookback").choices)
 
 def suggest(trial: optuna.trial.BaseTrial, fixed: Mapping[str, Any] | None = None) -> TrialConfig:
     """Draw a configuration. `fixed` holds environment options that are not searched, and overrides."""
-    return config_from({p.name: p.suggest(trial) for p in SPACE}, fixed)
+    scheme = (fixed or {}).get("action", "trades")
+    return config_from({p.name: p.suggest(trial) for p in SPACE if p.scheme in (None, scheme)}, fixed)
 
 
 def config_from(params: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> TrialConfig:

@@ -7,13 +7,16 @@ is put back in the queue with the parameters and the place it had.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,9 @@ from environments.files import write_atomic
 logger = logging.getLogger(__name__)
 
 STARTUP_TRIALS = 8  # drawn at random before the sampler trusts its model, and before anything is pruned
+Study = optuna.Study  # for those who handle a study without touching Optuna
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+SIGNING = timedelta(seconds=60)  # a trial begun on another host is given this long to be signed by its worker
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,14 @@ class StudyPlace:
         path = Path(self.storage) if self.storage else self.folder / "journal.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """One worker of this host at a time takes a trial, or puts one back; the lock goes with its process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "claim.guard").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            yield
 
     def returns_file(self, trial: int) -> Path:
         """Where the out-of-sample returns of a trial are kept."""
@@ -81,6 +94,10 @@ def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: 
         return study
     study = optuna.load_study(study_name=place.name, storage=storage)
     known = study.user_attrs
+    if not study.get_trials(deepcopy=False):
+        # Its maker may have died before it had written all.
+        for key in identity.keys() - known.keys():
+            study.set_user_attr(key, identity[key])
     for key, value in identity.items():
         if key in known and known[key] != value:
             raise InputError(
@@ -123,32 +140,39 @@ def run_study(
     """
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     while True:
-        requeue_dead(study)
-        trials = study.get_trials(deepcopy=False)
-        running = [t for t in trials if t.state == TrialState.RUNNING]
-        if len(counted(study)) + len(running) >= n_trials:
-            if not running:
+        # Under one lock: a trial that was asked for and not yet signed would look like a dead worker's.
+        with place.claiming():
+            requeue_dead(study, place)
+            trials = study.get_trials(deepcopy=False)
+            others = sum(t.state == TrialState.RUNNING for t in trials)
+            full = len(counted(study)) + others >= n_trials
+            if full and not others:
                 return True
-            time.sleep(1.0)  # another worker has the last trials; should it die, they are ours
             if stop():
                 return False
+            trial = None if full else study.ask()
+            if trial is not None:
+                place_in_study = ordinal(trial.number, study.get_trials(deepcopy=False))
+                for key, value in {"ordinal": place_in_study, **_worker()}.items():
+                    trial.set_user_attr(key, value)
+        if trial is None:
+            time.sleep(1.0)  # another worker has the last trials; should it die, they are ours
             continue
-        if stop():
-            return False
-        waiting = next((t for t in trials if t.state == TrialState.WAITING), None)
-        place_in_study = (
-            waiting.user_attrs["ordinal"] if waiting else sum("retry_of" not in t.user_attrs for t in trials)
-        )
+        # Before anything is drawn. By the trial's own place: two workers must not draw the same.
         study.sampler = optuna.samplers.TPESampler(
             seed=derived_seed(seed, "sampler", place_in_study), n_startup_trials=STARTUP_TRIALS, multivariate=True
         )
-        trial = study.ask()
-        ordinal = trial.user_attrs.get("ordinal", place_in_study)
-        for key, value in {"ordinal": ordinal, **_worker()}.items():
-            trial.set_user_attr(key, value)
         on_change()
-        _run_trial(study, trial, place, workload, derived_seed(seed, "trial", ordinal), fixed)
+        _run_trial(study, trial, place, workload, derived_seed(seed, "trial", place_in_study), fixed)
         on_change()
+
+
+def ordinal(number: int, trials: Sequence[FrozenTrial]) -> int:
+    """The place of trial `number` in the study: as many were begun before it; one tried again keeps its place."""
+    own = next(t for t in trials if t.number == number)
+    if "ordinal" in own.user_attrs:
+        return own.user_attrs["ordinal"]
+    return sum("retry_of" not in t.user_attrs for t in trials if t.number < number)
 
 
 def _run_trial(
@@ -178,7 +202,8 @@ def _run_trial(
         study.tell(trial, state=TrialState.FAIL)
         logger.warning("trial %d failed: %s", trial.number, error)
     except BaseException:
-        _requeue(study, study.trials[trial.number])
+        with place.claiming():
+            _requeue(study, study.trials[trial.number])
         raise
     else:
         _save_returns(place.returns_file(trial.number), outcome.returns)
@@ -198,11 +223,13 @@ def _worker() -> dict[str, Any]:
     return {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "host": socket.gethostname()}
 
 
-def _alive(trial: FrozenTrial) -> bool:
+def _alive(trial: FrozenTrial, one_host: bool) -> bool:
     """False only where the worker was on this host and is gone; of other hosts nothing is known."""
     attrs = trial.user_attrs
-    if attrs.get("host") != socket.gethostname() or "pid" not in attrs:
-        return "pid" in attrs
+    if "host" not in attrs:  # signed last: its worker is signing it, or died while it did
+        return not one_host and datetime.now() - trial.datetime_start < SIGNING
+    if attrs["host"] != socket.gethostname():
+        return True
     try:
         started = psutil.Process(attrs["pid"]).create_time()
     except psutil.NoSuchProcess:
@@ -210,25 +237,38 @@ def _alive(trial: FrozenTrial) -> bool:
     return abs(started - attrs["process_started"]) < 2
 
 
-def requeue_dead(study: optuna.Study) -> int:
-    """Put the trials of workers that died on this host back in the queue; returns how many."""
-    dead = [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _alive(t)]
+def requeue_dead(study: optuna.Study, place: StudyPlace) -> int:
+    """Put the trials of workers that died on this host back in the queue; returns how many.
+
+    The caller holds `place.claiming()`.
+    """
+    one_host = "://" not in (place.storage or "")
+    trials = study.get_trials(deepcopy=False)
+    dead = [t for t in trials if t.state == TrialState.RUNNING and not _alive(t, one_host)]
     for trial in dead:
         _requeue(study, trial)
-    return len(dead)
+    # Given up by a worker that died before it had put them back in the queue.
+    again = {t.user_attrs.get("retry_of") for t in trials}
+    lost = [t for t in trials if t.state == TrialState.FAIL and "requeued" in t.user_attrs and t.number not in again]
+    for trial in lost:
+        _enqueue(study, trial)
+    return len(dead) + len(lost)
 
 
 def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    storage, attrs = study._storage, trial.user_attrs
     try:
-        storage.set_trial_user_attr(trial._trial_id, "requeued", True)
+        study._storage.set_trial_user_attr(trial._trial_id, "requeued", True)
         study.tell(trial.number, state=TrialState.FAIL)
     except optuna.exceptions.UpdateFinishedTrialError:
         return  # another worker found it first
-    if "ordinal" in attrs:
-        # Parameters are not handed on: drawn again from the same seed and history, they are the same,
-        # and those not yet drawn when the worker died are drawn as they would have been.
-        study.enqueue_trial({}, user_attrs={"ordinal": attrs["ordinal"], "retry_of": trial.number})
+    _enqueue(study, trial)
+
+
+def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
+    # Parameters are not handed on: drawn again from the same seed and history, they are the same,
+    # and those not yet drawn when the worker died are drawn as they would have been.
+    place_in_study = ordinal(trial.number, study.get_trials(deepcopy=False))
+    study.enqueue_trial({}, user_attrs={"ordinal": place_in_study, "retry_of": trial.number})
 
 
 def try_storage(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints: all that the next iteration depends on, written atomically.
 
 A checkpoint holds tensors, numbers, strings, and dictionaries and lists of them, nothing else: it is read with
-`torch.load(weights_only=True)`, which runs no code from the file. Before that stand the SHA-256 of the rest and a line
-break: torch does not notice a changed bit.
+`torch.load(weights_only=True)`, which runs no code from the file. The first line is the SHA-256 of the rest:
+torch does not notice a changed bit.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def restore(state: dict[str, Any], agent: AgentBase, env: VecEnv) -> int:
     Where the environment cannot be restored (its state is None), its episodes start anew.
 
     Raises:
-        InputError: the agent has another architecture or the environment other sizes; the message names the first
-            field that differs. Neither has been touched then.
+        InputError: the agent has another architecture or the environment other sizes; the message names the
+            first field that differs. Neither has been touched then.
     """
     _same_shapes("agent", state["agent"], agent.state_dict())
     _same_shapes("environment", state["env"], env.state_dict())
@@ -96,7 +96,7 @@ def _digest(payload: bytes) -> bytes:
 
 
 def _same_shapes(whose: str, saved: dict[str, Any] | None, own: dict[str, Any] | None) -> None:
-    # Compared here, since copying a tensor into another would silently repeat the one of a single environment.
+    # Compared here, since copying would silently repeat the state of one environment over many.
     there, here = _shapes(saved), _shapes(own)
     for name in [*here, *(name for name in there if name not in here)]:
         if there.get(name) != here.get(name):

@@ -5,6 +5,8 @@ Exit status: 0 done, 2 wrong input (one line, no traceback), 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 import traceback
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
@@ -69,7 +72,13 @@ class DataOptions:
             InputError: options that contradict each other, or whatever the source refuses.
         """
         device = pick_device(self.gpu)
-        logging.getLogger(__name__).info("%s", tune(device))
+        tuning = tune(device)
+        market = self._load(device)
+        # Now and not before: an error is told in one line alone.
+        logging.getLogger(__name__).info("%s", tuning)
+        return market
+
+    def _load(self, device: torch.device) -> Market:
         symbols = None if self.symbols is None else tuple(s.strip() for s in self.symbols.split(",") if s.strip())
         if self.data_dir is not None:
             if self.data is not None or self.data_source is not None:
@@ -116,9 +125,17 @@ def _number(text: str) -> str | int | float:
 def run(options: type[Options], main: Callable[[Options], int | None], arguments: list[str] | None = None) -> None:
     """Parse the command line into `options`, run `main`, exit with its status.
 
-    tyro names an unknown option and the closest known ones itself, and exits with 2.
+    tyro names an unknown option and the closest known ones itself, in a box: here it is told in one line, as every
+    other error.
     """
-    parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as leaving:
+        if leaving.code:
+            print(f"error: {unboxed(told.getvalue())}", file=sys.stderr)
+        raise
     output = getattr(parsed, "output", OutputOptions())
     configure_logging(output)
     try:
@@ -132,6 +149,20 @@ def run(options: type[Options], main: Callable[[Options], int | None], arguments
         print("stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(status or 0)
+
+
+def unboxed(text: str) -> str:
+    """The sections of a message of tyro's in one line, without its frame and its title."""
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    sections: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if line.strip("─-"):
+            sections[-1].append(line)
+        else:
+            sections.append([])
+    if "╭" not in text:  # a terminal without line drawing: the title is a section, not part of the frame
+        sections = sections[1:] or sections
+    return "; ".join(" ".join(section) for section in sections)
 
 
 def terminal(output: OutputOptions) -> Console | None:

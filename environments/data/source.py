@@ -27,7 +27,16 @@ BUILT_IN = {
     "files": "environments.data.files:FileSource",
     "sample": "environments.data.sample:SampleSource",
     "synthetic": "environments.data.synthetic:SyntheticSource",
+    "alpaca": "environments.data.alpaca:AlpacaSource",
+    "postgres": "environments.data.postgres:PostgresSource",
 }
+
+
+class SourceUnavailable(InputError):
+    """The source cannot be had now: no keys or refused ones, no connection, or no answer.
+
+    The request itself may be right; asking again later, or with keys, may succeed.
+    """
 
 
 @dataclass(frozen=True, eq=False)

@@ -302,13 +302,13 @@ def test_any_content_becomes_a_problem(tmp_path, content):
         ("paper/b", "state.json"),
         ("deployment", "champions/stock-1d-2.json"),
     ):
-        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / file).parent.mkdir(parents=True)
         (tmp_path / folder / file).write_bytes(content.encode("latin-1"))
     (tmp_path / "deployment" / "audit.jsonl").write_bytes(content.encode("latin-1") + b"\n")
     taken = take_snapshot(tmp_path)
     json.loads(taken.to_json())
     told = " ".join(taken.problems)
-    for file in ("progress.json", "state.json", "champions/stock-1d-2.json"):
+    for file in ("progress.json", "state.json", "stock-1d-2.json"):
         assert file in told
 
 

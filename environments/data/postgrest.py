@@ -1,0 +1,141 @@
+"""Bars of a Supabase project over https: PostgREST, read range by range."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import requests
+
+from environments.data.credentials import Secret, find_secret, redact
+from environments.data.http import PatientSession, require_https
+from environments.data.source import BarRequest, SourceUnavailable
+from environments.data.tidy import COLUMNS, tidy
+from environments.errors import InputError
+from environments.timeframe import Timeframe
+
+SUPABASE_NAMES = ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
+PAGE_ROWS = 1_000  # a project's max-rows unless it was changed; a server that gives fewer is followed
+CONTENT_RANGE = re.compile(r"(?:(\d+)-(\d+)|\*)/(\d+|\*)")
+
+
+@dataclass
+class SupabaseTable:
+    """One table behind <url>/rest/v1.
+
+    Pages are asked for with the Range header and a stable order; Content-Range of the first page tells how
+    many rows there are, and reading fewer is an error.
+
+    https://docs.postgrest.org/en/latest/references/api/pagination_count.html
+    """
+
+    url: str
+    key: Secret
+    table: str
+    session: requests.Session = field(default_factory=lambda: PatientSession("Supabase"))
+
+    @classmethod
+    def from_environment(cls, table: str) -> SupabaseTable:
+        """By SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY. Raises SourceUnavailable naming the one not set."""
+        url, key = (find_secret(name) for name in SUPABASE_NAMES)
+        if url is None or key is None:
+            lacking = SUPABASE_NAMES[0 if url is None else 1]
+            raise SourceUnavailable(f"Supabase: set {lacking} in the environment or in a .env file here")
+        return cls(require_https(url.reveal(), SUPABASE_NAMES[0]), key, table)
+
+    def read(
+        self, request: BarRequest, on_progress: Callable[[str, float, int], None] | None = None
+    ) -> tuple[pd.DataFrame, Timeframe]:
+        """The tidy rows asked for, and their timeframe.
+
+        Raises:
+            SourceUnavailable: no answer, refused keys, or a table that changed while it was read.
+            InputError: no symbols or timeframe named, or the table has no bars of a symbol.
+        """
+        for name in ("symbols", "timeframe"):
+            if getattr(request, name) is None:
+                raise InputError(f"bars of Supabase over https need {name}: name them")
+        frames = []
+        with self.session:
+            for symbol in request.symbols or ():
+                rows = self._rows(self._filters(request, symbol), symbol, on_progress)
+                if not rows:
+                    raise InputError(
+                        f"{self.table} has no {request.timeframe} bars of {symbol} in the span asked for"
+                    )
+                frames.append(tidy(pd.DataFrame(rows).reindex(columns=list(COLUMNS)), self.table))
+        return pd.concat(frames, ignore_index=True), request.timeframe
+
+    def _filters(self, request: BarRequest, symbol: str) -> list[tuple[str, str]]:
+        filters = [
+            ("select", ",".join(COLUMNS)),
+            ("symbol", f"eq.{symbol}"),
+            ("timeframe", f"eq.{request.timeframe}"),
+            ("order", "timestamp.asc"),
+        ]
+        if request.start is not None:
+            filters.append(("timestamp", f"gte.{request.start.isoformat()}"))
+        if request.end is not None:
+            filters.append(("timestamp", f"lt.{request.end.isoformat()}"))
+        return filters
+
+    def _rows(
+        self,
+        filters: list[tuple[str, str]],
+        symbol: str,
+        on_progress: Callable[[str, float, int], None] | None,
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        total = None
+        while total is None or len(rows) < total:
+            page, counted = self._page(filters, len(rows), count=total is None)
+            total = counted if total is None else total
+            if not page and len(rows) < total:
+                raise SourceUnavailable(
+                    f"{self.table}: {len(rows)} of {total} rows of {symbol}, then none; ask again"
+                )
+            rows += page
+            if on_progress is not None and total:
+                on_progress(symbol, min(len(rows) / total, 1.0), len(rows))
+        return rows
+
+    def _page(
+        self, filters: list[tuple[str, str]], offset: int, count: bool
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Rows from `offset`, and with `count` how many there are in all (otherwise 0)."""
+        key = self.key.reveal()
+        headers = {
+            "apikey": key,
+            "Range-Unit": "items",
+            "Range": f"{offset}-{offset + PAGE_ROWS - 1}",
+            **({"Prefer": "count=exact"} if count else {}),
+        }
+
+        def bearer(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+            # As `auth`, since a login for the host in a .netrc would replace a plain header.
+            prepared.headers["Authorization"] = f"Bearer {key}"
+            return prepared
+
+        answer = self.session.get(
+            f"{self.url}/rest/v1/{self.table}", params=filters, headers=headers, auth=bearer
+        )
+        reason = redact(answer.text, [self.key])[:160]
+        if answer.status_code in (401, 403):
+            raise SourceUnavailable(
+                f"Supabase refused (HTTP {answer.status_code}: {reason}): check {SUPABASE_NAMES[1]}"
+            )
+        if answer.status_code not in (200, 206):
+            raise SourceUnavailable(f"Supabase, table {self.table}: HTTP {answer.status_code}: {reason}")
+        span = CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        try:
+            page = answer.json()
+        except ValueError:
+            page = None
+        if span is None or not isinstance(page, list) or (count and span[3] == "*"):
+            raise SourceUnavailable(f"Supabase, table {self.table}: an answer without rows or Content-Range")
+        if page and int(span[1] or -1) != offset:
+            raise SourceUnavailable(f"Supabase, table {self.table}: rows from {span[1]}, {offset} asked for")
+        return page, int(span[3]) if count else 0

@@ -1,0 +1,108 @@
+"""Steps per second: the environment, the rollout, the update, the whole loop; and what vectorising is worth.
+
+Every benchmark's `extra_info` holds `steps`, environment steps of one round, and `steps_per_second` at the
+median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+import torch
+
+from drl_agents.agents.ppo import AgentPPO, PPOConfig
+from drl_agents.networks.policy import PolicySpec
+from environments.checker import random_actions
+from environments.data.source import load_bars
+from environments.market import Market
+from environments.plugin import build_env
+from environments.vec_env import VecEnv
+
+HORIZON = 64
+LEAST_SPEED_UP = 5.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def market() -> Market:
+    bars = load_bars("synthetic", options={"kind": "gbm", "n_bars": 3_000, "n_assets": 8}, seed=1)
+    return Market.from_bars(bars)
+
+
+def vectorised(market: Market, n_envs: int) -> VecEnv:
+    return build_env("VectorizedCryptoEnvAlpaca", market, n_envs, episode_length=500)
+
+
+def agent_for(env: VecEnv) -> AgentPPO:
+    agent = AgentPPO(PolicySpec.of(env), PPOConfig(horizon_len=HORIZON, num_minibatches=4, update_epochs=2))
+    if agent.policy.row_normalizer is not None:
+        agent.policy.row_normalizer.set(*env.normalizer_stats())
+    return agent
+
+
+def measure(benchmark, call, steps: int, rounds: int = 5) -> None:
+    benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        rate = steps / benchmark.stats.stats.median
+        benchmark.extra_info.update(steps=steps, steps_per_second=round(rate))
+        assert rate > 0
+
+
+@pytest.mark.parametrize("n_envs", [1, 12, 64, 1024])
+def test_environment(benchmark, market, n_envs):
+    env = vectorised(market, n_envs)
+    env.reset(0)
+    action = random_actions(env, torch.Generator().manual_seed(0))
+
+    def walk() -> None:
+        for _ in range(100):
+            env.step(action)
+
+    measure(benchmark, walk, 100 * n_envs)
+
+
+@pytest.mark.parametrize("n_envs", [12, 1024])
+def test_rollout(benchmark, market, n_envs):
+    env = vectorised(market, n_envs)
+    agent = agent_for(env)
+    measure(benchmark, lambda: agent.explore_env(env, HORIZON), HORIZON * n_envs, rounds=3)
+
+
+@pytest.mark.parametrize("n_envs", [12, 1024])
+def test_update(benchmark, market, n_envs):
+    env = vectorised(market, n_envs)
+    agent = agent_for(env)
+    rollout = agent.explore_env(env, HORIZON)
+    measure(benchmark, lambda: agent.update(rollout), HORIZON * n_envs, rounds=2 if n_envs > 100 else 5)
+
+
+@pytest.mark.parametrize("n_envs", [12, 64])
+def test_whole_loop(benchmark, market, n_envs):
+    env = vectorised(market, n_envs)
+    agent = agent_for(env)
+    measure(benchmark, lambda: agent.update(agent.explore_env(env, HORIZON)), HORIZON * n_envs, rounds=3)
+
+
+def test_twelve_at_once_beat_twelve_one_by_one(market):
+    """The same loop over `CryptoEnvAlpaca` run 12 times; measured in turns, so that load hits both."""
+    envs = vectorised(market, 12), build_env("CryptoEnvAlpaca", market, 12, episode_length=500)
+    agents = [agent_for(env) for env in envs]
+
+    def seconds(i: int) -> float:
+        started = time.perf_counter()
+        agents[i].update(agents[i].explore_env(envs[i], HORIZON))
+        return time.perf_counter() - started
+
+    for i in (0, 1):
+        seconds(i)
+    ratios = [seconds(1) / seconds(0) for _ in range(5)]
+    assert statistics.median(ratios) >= LEAST_SPEED_UP, ratios

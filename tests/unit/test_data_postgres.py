@@ -1,0 +1,330 @@
+"""Bars in a real PostgreSQL, started for these tests, and over Supabase's REST interface on the loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from environments.data import postgres
+from environments.data.download import Download, download
+from environments.data.postgres import PostgresSource, write_bars
+from environments.data.postgrest import SUPABASE_NAMES
+from environments.data.source import BarRequest, SourceUnavailable, load_bars
+from environments.errors import InputError
+from tests.reference.data_api import SERVICE_KEY, DataApi, Fault
+
+psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `postgres`)")
+
+
+def tools_for(folder: Path) -> Path | None:
+    """The folder of initdb and pg_ctl: pgserver's, or the system's; None where there is neither."""
+    found = importlib.util.find_spec("pgserver")
+    if found is not None and found.origin is not None:
+        package = Path(found.origin).parent
+        if os.geteuid() == 0:
+            # A virtual environment of root's may be closed to the user the server runs as.
+            for part in (package, package.with_name("pgserver.libs")):
+                shutil.copytree(part, folder / part.name)
+            package = folder / package.name
+        return package / "pginstall" / "bin"
+    system = shutil.which("initdb")
+    return None if system is None else Path(system).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A connection URL of a PostgreSQL of our own, without a port: it listens on a socket in its folder.
+
+    PostgreSQL refuses to run as root, so root starts it as `nobody`. pgserver's own start is not used: as
+    root it adds a user to the system and changes the permissions of the folders above its data.
+    """
+    # Not pytest's temporary folder: the path of a socket may have 107 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    as_user = {"user": "nobody"} if os.geteuid() == 0 else {}
+
+    def tool(name, *arguments):
+        command = [str(tools / name), "-D", str(folder / "db"), *arguments]
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        return subprocess.run(command, cwd=folder, timeout=60, **silent, **as_user).returncode
+
+    try:
+        tools = tools_for(folder)
+        if tools is None:
+            pytest.skip("no PostgreSQL: neither pgserver nor initdb is installed")
+        try:
+            if as_user:
+                shutil.chown(folder, as_user["user"])
+            made = tool(
+                "initdb", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", "postgres"
+            )
+        except (OSError, LookupError) as error:
+            pytest.skip(f"initdb cannot run here: {error}")
+        log = folder / "log"
+        if made or tool("pg_ctl", "-w", "-l", str(log), "-o", f"-F -h '' -k {folder}", "start"):
+            pytest.skip("PostgreSQL cannot start here")
+        try:
+            yield f"postgresql://postgres:tr0ub4dor@/postgres?host={folder}"
+        finally:
+            tool("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch, tmp_path):
+    for name in (postgres.URL_VARIABLE, *SUPABASE_NAMES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def database(server, monkeypatch):
+    """The server's URL in the environment, and no table."""
+    monkeypatch.setenv(postgres.URL_VARIABLE, server)
+    with psycopg.connect(server) as connection:
+        connection.execute("DROP TABLE IF EXISTS historical_bars")
+    return server
+
+
+def real(bars):
+    """Synthetic bars that pass for bars of another source."""
+    return replace(bars, synthetic=False, planted=None)
+
+
+def made(n=500, assets=2, seed=0, **options):
+    return real(load_bars("synthetic", seed=seed, options={"n_bars": n, "n_assets": assets, **options}))
+
+
+def load(**request):
+    return load_bars("postgres", **request)
+
+
+def test_a_round_trip_keeps_the_fingerprint(database, monkeypatch):
+    monkeypatch.setattr(postgres, "CHUNK_ROWS", 128)
+    bars = made()
+    seen = []
+    assert write_bars(bars, lambda *report: seen.append(report)) == 1_000
+    assert seen[3] == ("SYN0", 1.0, 500) and seen[0][1] == 128 / 500
+    again = load(symbols=bars.symbols, asset_class="crypto")
+    assert again.fingerprint == bars.fingerprint and again.timeframe == bars.timeframe
+    assert again.source == "postgres" and not again.synthetic
+    backwards = load(symbols=("SYN1", "SYN0"))
+    assert backwards.symbols == ("SYN1", "SYN0") and backwards.fingerprint != bars.fingerprint
+    with psycopg.connect(database) as connection:
+        kinds = connection.execute(
+            "SELECT column_name, data_type FROM information_schema.columns "
+            "WHERE table_name = 'historical_bars'"
+        ).fetchall()
+        row = connection.execute(
+            "SELECT symbol, timeframe, timestamp, close FROM historical_bars "
+            "ORDER BY symbol, timestamp LIMIT 1"
+        ).fetchone()
+    assert dict(kinds) == {
+        "symbol": "text", "timeframe": "text", "timestamp": "timestamp with time zone",
+        **dict.fromkeys(("open", "high", "low", "close", "volume"), "double precision"),
+    }  # fmt: skip
+    first = bars.frame.iloc[0]
+    assert row == ("SYN0", "1h", first["timestamp"].to_pydatetime(), first["close"])
+
+
+def test_downloaded_into_the_database(database):
+    """What `--to postgres` writes is what a later `--data-source postgres` reads."""
+    request = {"symbols": "MSFT,IBM", "start": "2012-01-01"}
+    done = download(Download("sample", request, to="postgres"))
+    assert done.rows == len(done.bars.frame) and done.folder is None
+    assert load(symbols="MSFT,IBM", asset_class="stock").fingerprint == done.bars.fingerprint
+
+
+def test_awkward_numbers_and_names_survive(database):
+    bars = made(n=4, assets=1)
+    frame = bars.frame.assign(symbol="Ω/US'D%s")
+    frame["volume"] = [0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2]
+    frame["timestamp"] = pd.to_datetime(
+        ["1969-12-31T23:00", "1999-12-31T23:59:59.999999", "2000-01-01T00:00:00.000001", "2100-01-01"],
+        utc=True, format="ISO8601",
+    ).as_unit("ns")  # fmt: skip
+    write_bars(replace(bars, frame=frame, symbols=("Ω/US'D%s",)))
+    again = load(asset_class="crypto")
+    assert again.symbols == ("Ω/US'D%s",)
+    for name in ("timestamp", "open", "high", "low", "close", "volume"):
+        assert np.array_equal(again.frame[name].to_numpy(), frame[name].to_numpy()), name
+
+
+def test_writing_again_replaces_the_span_and_nothing_else(database):
+    old = made(n=10, assets=1, seed=1)
+    write_bars(old)
+    new = made(n=10, assets=1, seed=2)
+    part = replace(new, frame=new.frame.iloc[[4, 6]].reset_index(drop=True))
+    write_bars(part)
+    close = load().frame["close"].tolist()
+    # Bar 5 of the old ones was inside the span that the new ones cover.
+    was, now = old.frame["close"].tolist(), new.frame["close"].tolist()
+    assert close == [*was[:4], now[4], now[6], *was[7:]]
+
+
+def test_spans_timeframes_and_symbols(database):
+    write_bars(made(n=48))
+    write_bars(made(n=5, timeframe="1d"))
+    with pytest.raises(InputError, match="has timeframes 1d, 1h: name one"):
+        load()
+    with pytest.raises(InputError, match="has no 5m bars; it has 1d, 1h"):
+        load(timeframe="5m")
+    with pytest.raises(InputError, match="no 1h bars of BTC/USD; it has SYN0, SYN1"):
+        load(timeframe="1h", symbols="SYN0,BTC/USD")
+    part = load(
+        timeframe="1h", symbols="SYN1", start="2020-01-01T02:00", end="2020-01-01T05:00", asset_class="crypto"
+    )
+    assert [t.hour for t in part.frame["timestamp"]] == [2, 3, 4]
+    with pytest.raises(InputError, match="has no 1h bars of SYN0 in the span asked for"):
+        load(timeframe="1h", start="2030-01-01")
+
+
+def test_what_the_table_cannot_hold(database):
+    with pytest.raises(InputError, match="synthetic bars are not written"):
+        write_bars(load_bars("synthetic", options={"n_bars": 5}))
+    signal = load_bars("synthetic", options={"n_bars": 5, "kind": "signal"})
+    with pytest.raises(InputError, match="no column signal"):
+        write_bars(real(signal))
+    bars = made(n=5)
+    fine = bars.frame.assign(timestamp=bars.frame["timestamp"] + pd.Timedelta(1, "ns"))
+    with pytest.raises(InputError, match="to the microsecond"):
+        write_bars(replace(bars, frame=fine))
+    with pytest.raises(InputError, match="has no table historical_bars"):
+        load()
+
+
+def test_a_failed_write_leaves_nothing(database):
+    write_bars(made(n=10, assets=1))
+    twice = made(n=10, assets=2, seed=3)
+    frame = twice.frame.copy()
+    # The second symbol's bar 3 repeats bar 2: the primary key refuses it after the first symbol was copied.
+    stamps = frame["timestamp"].to_list()
+    stamps[13] = stamps[12]
+    with pytest.raises(SourceUnavailable, match="duplicate key"):
+        write_bars(replace(twice, frame=frame.assign(timestamp=stamps)))
+    assert load().fingerprint == made(n=10, assets=1).fingerprint
+
+
+def test_a_null_in_a_table_of_someone_elses_making(database):
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE historical_bars (symbol text, timeframe text, timestamp timestamptz, "
+            "open numeric, high real, low int, close float8, volume bigint)"
+        )
+        for hour in range(2):
+            values = ("A", "1h", f"2024-01-01T0{hour}:00Z", 1.5, 2, 1, 1.25, 10)
+            connection.execute("INSERT INTO historical_bars VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", values)
+    bars = load(asset_class="crypto")
+    assert bars.frame.iloc[1, 2:].tolist() == [1.5, 2.0, 1.0, 1.25, 10.0]
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE historical_bars SET low = NULL WHERE timestamp > '2024-01-01T00:30Z'")
+    with pytest.raises(InputError, match="a NULL in the bars of A"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://anna:hunter2-pass@127.0.0.1:1/db?connect_timeout=2",
+        "postgresql://anna:hunter2-pass@/db?host=/nonexistent-socket-folder",
+        "postgresql://anna:hunter2-pass/x@127.0.0.1/db",
+        "postgresql://anna:q:hunter2-pass@127.0.0.1:port/db",
+        "postgresql://anna:hunter2-pass@127.0.0.1/db?nonsense=1",
+    ],
+)
+def test_the_password_is_in_no_message(url, monkeypatch, caplog):
+    monkeypatch.setenv(postgres.URL_VARIABLE, url)
+    with caplog.at_level("DEBUG"), pytest.raises(SourceUnavailable) as refused:
+        load()
+    assert "hunter2" not in str(refused.value) and "\n" not in str(refused.value)
+    assert "hunter2" not in caplog.text
+
+
+def test_urls_that_are_none(monkeypatch):
+    with pytest.raises(
+        SourceUnavailable, match="needs DATABASE_URL, or SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY"
+    ):
+        load()
+    with pytest.raises(SourceUnavailable, match="writing to PostgreSQL needs DATABASE_URL"):
+        write_bars(made(n=5))
+    monkeypatch.setenv(postgres.URL_VARIABLE, "mysql://anna:hunter2@host/db")
+    with pytest.raises(
+        InputError, match=r"^DATABASE_URL: postgresql://user:password@host:5432/database is accepted$"
+    ):
+        load()
+
+
+@pytest.fixture
+def supabase(monkeypatch):
+    with DataApi(max_rows=300) as api:
+        bars = made(n=700)
+        api.rows["historical_bars"] = [
+            {"timeframe": "1h", **row, "timestamp": row["timestamp"].isoformat()}
+            for row in bars.frame.to_dict("records")
+        ]
+        for name, value in zip(SUPABASE_NAMES, (api.url, SERVICE_KEY), strict=True):
+            monkeypatch.setenv(name, value)
+        yield api, bars
+
+
+def test_supabase_is_read_in_ranges(supabase):
+    api, bars = supabase
+    seen = []
+    source = PostgresSource()
+    source.on_progress = lambda *report: seen.append(report)
+    again = source.load(BarRequest(symbols=bars.symbols, timeframe="1h", asset_class="crypto"))
+    assert again.fingerprint == bars.fingerprint
+    # The server gives 300 rows at most where 1000 are asked for.
+    assert [headers["range"] for _, _, headers in api.asked[:3]] == ["0-999", "300-1299", "600-1599"]
+    assert [headers.get("prefer") for _, _, headers in api.asked[:2]] == ["count=exact", None]
+    assert seen[2] == ("SYN0", 1.0, 700) and len(api.asked) == 6
+    part = load(symbols="SYN1", timeframe="1h", start="2020-01-02", end="2020-01-03", asset_class="crypto")
+    assert len(part.frame) == 24
+
+
+def test_what_supabase_refuses(supabase, monkeypatch):
+    api, _ = supabase
+    with pytest.raises(InputError, match="over https need symbols"):
+        load(timeframe="1h")
+    with pytest.raises(InputError, match="has no 1h bars of NONE"):
+        load(symbols="NONE", timeframe="1h")
+    api.faults.append(Fault(302, {"Location": "http://127.0.0.1:1/"}))
+    with pytest.raises(SourceUnavailable, match="redirect"):
+        load(symbols="SYN0", timeframe="1h")
+    api.rows = {}
+    with pytest.raises(SourceUnavailable, match="historical_bars: HTTP 404"):
+        load(symbols="SYN0", timeframe="1h")
+    monkeypatch.setenv(SUPABASE_NAMES[1], "eyJ-wrong-key")
+    with pytest.raises(SourceUnavailable, match="check SUPABASE_SERVICE_ROLE_KEY") as refused:
+        load(symbols="SYN0", timeframe="1h")
+    assert "eyJ-wrong-key" not in str(refused.value)
+    monkeypatch.delenv(SUPABASE_NAMES[1])
+    with pytest.raises(SourceUnavailable, match="set SUPABASE_SERVICE_ROLE_KEY"):
+        load(symbols="SYN0", timeframe="1h")
+    monkeypatch.setenv(SUPABASE_NAMES[0], "http://project.supabase.co")
+    monkeypatch.setenv(SUPABASE_NAMES[1], SERVICE_KEY)
+    with pytest.raises(InputError, match="SUPABASE_URL: an https URL"):
+        load(symbols="SYN0", timeframe="1h")
+
+
+def test_rows_that_vanish_while_they_are_read(supabase):
+    api, _ = supabase
+    whole = api.range_of_rows
+
+    def shrinking(table, query, headers):
+        if len(api.asked) == 2:
+            api.rows[table] = api.rows[table][:100]
+        return whole(table, query, headers)
+
+    api.range_of_rows = shrinking
+    with pytest.raises(SourceUnavailable, match="300 of 700 rows of SYN0, then none"):
+        load(symbols="SYN0", timeframe="1h")
