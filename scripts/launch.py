@@ -3,7 +3,8 @@
 usage: python scripts/launch.py [--detach] [option of scripts/optimize.py ...]
 
 An earlier run of this folder that is alive is asked to finish its trial and save, and is waited for.
-Defaults: --n-envs 12, --data-source sample, --study-name <source>_vectorized.
+Defaults: --n-envs 12, --data-source sample, --study-name <source>_vectorized; for the sample also
+--n-trials 12 --timesteps 10000, which takes two cores a few minutes.
 """
 
 import os
@@ -50,6 +51,10 @@ def with_defaults(arguments: list[str]) -> list[str]:
         added += ["--study-name", f"{source}_vectorized"]
     if option(arguments, "--n-envs") is None:
         added += ["--n-envs", "12"]
+    if source == "sample":
+        for name, value in (("--n-trials", "12"), ("--timesteps", "10000")):
+            if option(arguments, name) is None:
+                added += [name, value]
     return [*arguments, *added]
 
 

@@ -113,8 +113,11 @@ class Registry:
         """Append one line to the audit log and wait until it is on disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = {"time": now(), "event": event, "bundle": bundle, "study": study, "reasons": reasons, **facts}
-        with (self.folder / "audit.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        path = self.folder / "audit.jsonl"
+        # A line that a crash cut short stays as it is, and alone.
+        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+        with path.open("a", encoding="utf-8") as log:
+            log.write("\n" * torn + json.dumps(plain(line), allow_nan=False) + "\n")
             log.flush()
             os.fsync(log.fileno())
 

@@ -136,7 +136,7 @@ def write_bars(bars: BarSet, on_progress: Callable[[str, float, int], None] | No
             rows = bars.frame[bars.frame["symbol"] == symbol]
             first, last = rows["timestamp"].iloc[[0, -1]].dt.to_pydatetime()
             connection.execute(
-                f"DELETE FROM {TABLE} WHERE symbol = %s AND timeframe = %s AND timestamp IN (%s, %s)",
+                f"DELETE FROM {TABLE} WHERE symbol = %s AND timeframe = %s AND timestamp BETWEEN %s AND %s",
                 (symbol, timeframe, first, last),
             )
             with connection.cursor().copy(f"COPY {TABLE} ({columns}) FROM STDIN (FORMAT binary)") as copy:

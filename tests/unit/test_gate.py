@@ -109,7 +109,7 @@ def test_a_loss_fails_even_where_holding_lost_more():
 def test_the_deflated_sharpe_ratio_decides_at_its_limit():
     probability = deflated_sharpe_of_returns(GOOD.returns, TRIALS)
     assert 0.9 < probability <= 1
-    harder = [-0.2, 0.1, 0.3]
+    harder = [-0.3, 0.1, 0.4]
     between = deflated_sharpe_of_returns(GOOD.returns, harder)
     assert 0.01 < between < 0.99
     for limit, passes in ((between - 1e-6, True), (between + 1e-6, False)):
@@ -132,7 +132,7 @@ def test_trials_that_failed_count_as_tried():
         ({"seeds": [GOOD, GOOD, result(0.0, spread=0.0)]}, [NAMES[2]]),
         ({"seeds": []}, [NAMES[2]]),
         ({"pbo": math.nan}, [NAMES[4]]),
-        ({"trials": []}, [NAMES[3]]),
+        ({"trials": [math.nan, math.nan]}, [NAMES[3]]),
         ({"champion": result(0.0, spread=0.0)}, [CHAMPION]),
     ],
     ids=["flat candidate", "flat holder", "flat seed", "no seeds", "pbo", "no trials", "flat champion"],
