@@ -240,9 +240,13 @@ class MarketVecEnv(VecEnv):
         self._state.copy_(state["state"])
         self.starts.load_state_dict(state["starts"])
 
+    def training_rows(self) -> list[Tensor]:
+        """The market rows of each member's own segments, (n_p, R) each."""
+        return [torch.cat([self.rows[a:b] for a, b in own]) for own in self.member_segments]
+
     def normalizer_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the market rows over each member's own segments: (P, R) each."""
-        stats = [_moments(torch.cat([self.rows[a:b] for a, b in own])) for own in self.member_segments]
+        stats = [_moments(rows) for rows in self.training_rows()]
         return torch.stack([m for m, _ in stats]), torch.stack([s for _, s in stats])
 
 

@@ -80,5 +80,9 @@ class VecEnv(ABC):
         """(mean, std), each (P, R): of each member's training rows; None without a market."""
         return None
 
+    def training_rows(self) -> list[Tensor] | None:
+        """The market rows of each member's training bars, (n_p, R) each; None without a market."""
+        return None
+
     def close(self) -> None:
         """Release what the environment holds."""

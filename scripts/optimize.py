@@ -79,9 +79,11 @@ class Options:
 
 
 def main(options: Options) -> int:
-    for name, least in (("n_trials", 1), ("n_envs", 1), ("timesteps", 1), ("n_seeds", 1)):
+    for name, least in (("n_trials", 1), ("n_envs", 1), ("timesteps", 1), ("n_seeds", 1), ("n_splits", 2)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")
+    if not 1 <= options.test_groups < options.n_splits:
+        raise InputError(f"--test-groups {options.test_groups}: accepted are 1 to {options.n_splits - 1}, fewer than --n-splits")
     market = options.bars.market()
     with Interrupt() as interrupt:
         result = run_main_job(

@@ -32,6 +32,8 @@ class Options:
     """rollouts with their update"""
     hidden: tuple[int, ...] = (128, 128)
     """units of the hidden layers"""
+    normalizer: str = "standard"
+    """of market features: standard (mean and deviation) or quantile (normal scores)"""
     seed: int = 0
     """seed of everything random"""
     run: str = "train"
@@ -61,7 +63,7 @@ def main(options: Options) -> int:
         folder=options.logs / "runs" / options.run,
         seed=options.seed,
         agent=options.agent,
-        network={"hidden": options.hidden},
+        network={"hidden": options.hidden, "normalizer": options.normalizer},
         env_options=parse_options(options.env_options),
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,

@@ -158,7 +158,8 @@ def run_main_job(
     walking_env(workload, TrialConfig(env=settings.env_options), plan.holdout, 1)
     study = open_study(place, identity(market, plan, settings, env_name, batch))
     logger.info("Using Vectorized Environments: %d parallel envs", settings.n_envs)
-    logger.info("%s; %d folds, %d held-out bars", market.description, len(plan.folds), plan.holdout[1] - plan.holdout[0])
+    held = plan.holdout[1] - plan.holdout[0]
+    logger.info("%s; %d folds, %d held-out bars; on %s", market.description, len(plan.folds), held, market.device)
     with StudyProgress(study, place.folder, settings.n_trials, facts, market.synthetic, console) as progress:
 
         def changed() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from drl_agents.networks.distributions import distribution_for
 from drl_agents.networks.normalizer import FixedNormalizer, RunningNormalizer
 from drl_agents.networks.population import MLP, member_generators
+from drl_agents.networks.quantile import QuantileNormalizer
 from environments.errors import InputError
 from environments.vec_env import VecEnv
 
@@ -28,6 +29,7 @@ class PolicySpec:
 
     row_size: R, market features per bar (0 outside a market). lookback: L. state_size: K.
     action: "box" or "discrete". action_size: components of a Box, choices of a Discrete.
+    normalizer: of the market's features, "standard" (mean and deviation) or "quantile" (normal scores).
     """
 
     row_size: int
@@ -38,17 +40,20 @@ class PolicySpec:
     hidden: tuple[int, ...] = (128, 128)
     activation: str = "tanh"
     log_std: float = -0.5
+    normalizer: str = "standard"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden={self.hidden}: at least one layer of at least one unit")
+        if self.normalizer not in ("standard", "quantile"):
+            raise InputError(f"normalizer={self.normalizer!r}: accepted are standard, quantile")
         if self.activation not in ("tanh", "relu"):
             raise InputError(f"activation={self.activation!r}: accepted are tanh, relu")
 
     @classmethod
     def of(cls, env: VecEnv, **network: Any) -> PolicySpec:
-        """The spec that fits an environment; `network` sets hidden, activation, log_std."""
+        """The spec that fits an environment; `network` sets hidden, activation, log_std, normalizer."""
         space = env.single_action_space
         distribution_for(space)  # refuses what no policy can play
         discrete = isinstance(space, gymnasium.spaces.Discrete)
@@ -96,9 +101,20 @@ class ActorCritic(nn.Module):
             if self.distribution.has_log_std
             else None
         )
-        self.row_normalizer = FixedNormalizer(self.n_members, spec.row_size) if spec.row_size else None
+        kind = {"standard": FixedNormalizer, "quantile": QuantileNormalizer}[spec.normalizer]
+        self.row_normalizer = kind(self.n_members, spec.row_size) if spec.row_size else None
         # A market's account vector is of order one by construction; what else is observed is not.
         self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
+
+    def fit_normalizer(self, env: VecEnv) -> None:
+        """Fit the market's normaliser to each member's training bars; nothing to do outside a market.
+
+        A standard one takes mean and standard deviation, a quantile one the quantiles of every feature.
+        """
+        if isinstance(self.row_normalizer, QuantileNormalizer):
+            self.row_normalizer.fit(env.training_rows())
+        elif self.row_normalizer is not None:
+            self.row_normalizer.set(*env.normalizer_stats())
 
     def normalize(self, x: Tensor) -> Tensor:
         """Dense observations (P, n, D) as the networks read them."""

@@ -94,7 +94,7 @@ def train_members(
         **config.env,
     )
     agent = AgentPPO(PolicySpec.of(env, **config.network), config.ppo, seeds, market.device)
-    agent.policy.row_normalizer.set(*env.normalizer_stats())
+    agent.policy.fit_normalizer(env)
     return agent, train(agent, env, Budget(timesteps=workload.timesteps), stop=stop)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
@@ -72,13 +71,8 @@ class DataOptions:
             InputError: options that contradict each other, or whatever the source refuses.
         """
         device = pick_device(self.gpu)
-        tuning = tune(device)
-        market = self._load(device)
-        # Now and not before: an error is told in one line alone.
-        logging.getLogger(__name__).info("%s", tuning)
-        return market
-
-    def _load(self, device: torch.device) -> Market:
+        # For --verbose: what is wrong with other options is found later, and is told in one line alone.
+        logging.getLogger(__name__).debug("%s", tune(device))
         symbols = None if self.symbols is None else tuple(s.strip() for s in self.symbols.split(",") if s.strip())
         if self.data_dir is not None:
             if self.data is not None or self.data_source is not None:

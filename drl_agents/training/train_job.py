@@ -53,9 +53,7 @@ def run_training(
     env = build_env(settings.env, market, settings.n_envs, seed=settings.seed, **settings.env_options)
     device = env.device
     agent = AgentPPO(PolicySpec.of(env, **settings.network), settings.agent, (settings.seed,), device)
-    stats = env.normalizer_stats()
-    if stats is not None:
-        agent.policy.row_normalizer.set(*stats)
+    agent.policy.fit_normalizer(env)
     # The budget is left out: a run may be resumed to go on for longer.
     facts = {
         "env": settings.env,

@@ -109,7 +109,7 @@ def _rollout() -> str:
     market = Market.from_bars(load_bars("sample"))
     env = build_env(default_env(market).__name__, market, 2, seed=0)
     agent = AgentPPO(PolicySpec.of(env, hidden=(8,)), PPOConfig(horizon_len=2, num_minibatches=1, update_epochs=1))
-    agent.policy.row_normalizer.set(*env.normalizer_stats())
+    agent.policy.fit_normalizer(env)
     reward = agent.explore_env(env, 2).reward
     if not bool(reward.isfinite().all()):
         raise RuntimeError("rewards are not finite")

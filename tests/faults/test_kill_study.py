@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -63,16 +65,30 @@ def figures(logs: Path) -> dict:
     }
 
 
+class Whole:
+    """The run that nothing interrupts; it works beside the others until it is asked for."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs, self.run = logs, start(logs)
+
+    @cached_property
+    def figures(self) -> dict:
+        out, err = self.run.communicate(timeout=120)
+        assert self.run.returncode == 0, err
+        assert "paper trader against back-test: largest relative difference" in out
+        result = figures(self.logs)
+        assert len(result["study"]["best_fold_sharpes"]) == 2
+        assert result["model"]["figures"]["n_trades"]["value"] > 0
+        return result
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict:
-    logs = tmp_path_factory.mktemp("whole") / "logs"
-    run = start(logs)
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    assert "paper trader against back-test: largest relative difference" in out
-    result = figures(logs)
-    assert len(result["study"]["best_fold_sharpes"]) == 2 and result["model"]["figures"]["n_trades"]["value"] > 0
-    return result
+def whole(tmp_path_factory) -> Iterator[Whole]:
+    run = Whole(tmp_path_factory.mktemp("whole") / "logs")
+    yield run
+    if run.run.poll() is None:  # no test came to its end
+        run.run.kill()
+        run.run.communicate()
 
 
 def finish(logs: Path) -> dict:
@@ -92,7 +108,7 @@ def test_killed_in_the_middle_of_a_trial(whole, tmp_path):
     run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL
     assert progress(logs)["counts"]["running"] == 1
-    assert finish(logs) == whole
+    assert finish(logs) == whole.figures
 
 
 def test_stopped_by_one_signal(whole, tmp_path):
@@ -109,7 +125,7 @@ def test_stopped_by_one_signal(whole, tmp_path):
     assert kept["state"] == "interrupted" and kept["counts"]["running"] == 0
     assert [t["number"] for t in kept["trials"]] == [0, 1]
     assert not (logs / "studies" / "s" / "bundle").exists()
-    assert finish(logs) == whole
+    assert finish(logs) == whole.figures
 
 
 def test_stopped_by_two_signals(whole, tmp_path):
@@ -125,4 +141,4 @@ def test_stopped_by_two_signals(whole, tmp_path):
     assert err.rstrip().endswith("stopped") and "Traceback" not in err
     kept = progress(logs)
     assert kept["state"] == "interrupted" and sum(kept["counts"][k] for k in ("complete", "pruned", "failed")) == 1
-    assert finish(logs) == whole
+    assert finish(logs) == whole.figures

@@ -73,7 +73,16 @@ def test_outputs_after_loading_are_those_before(saved, policy, env):
 
 def test_the_environment_is_the_one_it_was_made_in(saved, env, market):
     own = load_bundle(saved).env(market, (60, 120))
-    for name in ("lookback", "decision_lag", "fill_at", "frictions", "slippage_seed", "initial_cash", "ruin", "reward_name"):
+    for name in (
+        "lookback",
+        "decision_lag",
+        "fill_at",
+        "frictions",
+        "slippage_seed",
+        "initial_cash",
+        "ruin",
+        "reward_name",
+    ):
         assert getattr(own, name) == getattr(env, name), name
     assert own.scheme == env.scheme and own.features.names == env.features.names
     for ours, theirs in zip(own.rules, env.rules, strict=True):
