@@ -58,13 +58,24 @@ def plain(value: Any) -> Any:
 
 
 class RunRecord:
-    """`<folder>/run.jsonl`: a first line of facts, then one line per iteration. Appended, never rewritten."""
+    """`<folder>/run.jsonl`: a line of facts, then one line per iteration. Appended to, never rewritten.
+
+    Nothing is written before the first iteration is: a run that could not begin leaves no trace.
+    """
 
     def __init__(self, folder: str | Path, facts: dict[str, Any]) -> None:
         self.path = Path(folder) / "run.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.write({"time": now(), "facts": facts, "versions": versions()})
+        self._facts: dict[str, Any] | None = facts
 
     def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        lines = [line]
+        if self._facts is not None:
+            lines.insert(0, {"time": now(), "facts": self._facts, "versions": versions()})
+            self._facts = None
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(plain(one), allow_nan=False) + "\n" for one in lines)
+        with self.path.open("a+b") as file:
+            # A line that a killed run left torn must not swallow the next one.
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                text = "\n" + text
+            file.write(text.encode())

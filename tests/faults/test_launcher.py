@@ -143,7 +143,7 @@ def test_ctrl_c_finishes_the_trial_and_releases_the_lock(spawn, project):
     log = project / "logs" / "worker_vectorized.log"
     assert worker_arguments(project) == [
         *("--seed", "3", "--data-source", "sample", "--study-name", "sample_vectorized"),
-        *("--n-envs", "12", "--log-file", str(log)),
+        *("--n-envs", "12", "--n-trials", "12", "--timesteps", "10000", "--log-file", str(log)),
     ]
 
 
@@ -174,7 +174,10 @@ def test_the_second_ctrl_c_stops_at_once(spawn, project):
     [
         (["--data-source=alpaca", "--n_envs=4"], ["--study-name", "alpaca_vectorized"]),
         (["--data", "bars.parquet"], ["--study-name", "files_vectorized", "--n-envs", "12"]),
-        (["--study-name", "mine"], ["--data-source", "sample", "--n-envs", "12"]),
+        (
+            ["--study-name", "mine"],
+            ["--data-source", "sample", "--n-envs", "12", "--n-trials", "12", "--timesteps", "10000"],
+        ),
     ],
 )
 def test_defaults_are_added_only_where_none_was_given(spawn, project, given, expected):
