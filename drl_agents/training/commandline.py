@@ -42,7 +42,7 @@ class DataOptions:
     """Where bars come from."""
 
     data_source: str | None = None
-    """files, sample, synthetic, or one an installed package adds; default: files with --data, else sample"""
+    """files, sample, synthetic, alpaca, postgres, or one an installed package adds; default: files with --data, else sample"""
     data: Path | None = None
     """a Parquet or CSV file of bars, or a folder of them (timestamp, symbol, open, high, low, close, volume)"""
     data_dir: Path | None = None
