@@ -277,7 +277,7 @@ def _date_axis(axes: "Axes") -> None:
     locator = AutoDateLocator(minticks=5, maxticks=11)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.set_xlabel("UTC", loc="right", color=MUTED)
+    axes.set_xlabel("UTC", loc="left", color=MUTED)  # the right end is where the axis puts its year
 
 
 def _headline(result: BacktestResult) -> str:
