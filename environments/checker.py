@@ -21,8 +21,8 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> None:
     """Step `env` with random actions and check every rule that can be seen from outside.
 
     Shapes, dtypes and devices; observations inside their space (NaN only in market rows); same seed, same
-    run; other seed, other actions' outcomes allowed; terminated and truncated never both; the observation after an episode's
-    end is another episode's first; saved and restored, the run goes on the same.
+    run; terminated and truncated never both; where no episode ends, the final observation is the observation; saved and
+    restored, the run goes on the same.
 
     Raises:
         EnvError: the first rule broken.

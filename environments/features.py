@@ -123,9 +123,7 @@ def _compute(market: Market, names: tuple[str, ...]) -> FeatureTable:
         values[own, asset] = asset_features(bars, own_extra, names)
     ready = np.isfinite(values).all(axis=-1)
     values[~ready] = np.nan
-    return FeatureTable(
-        torch.as_tensor(values).to(market.device), torch.as_tensor(ready).to(market.device), names
-    )
+    return FeatureTable(torch.as_tensor(values).to(market.device), torch.as_tensor(ready).to(market.device), names)
 
 
 def asset_features(bars: Bars, extra: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:

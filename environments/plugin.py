@@ -29,8 +29,7 @@ from environments.vec_env import VecEnv
 
 ENTRY_POINTS = "drl_agents.envs"
 BUILT_IN: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (VectorizedCryptoEnvAlpaca, VectorizedStockEnvAlpaca, CryptoEnvAlpaca, StockEnvAlpaca)
+    cls.__name__: cls for cls in (VectorizedCryptoEnvAlpaca, VectorizedStockEnvAlpaca, CryptoEnvAlpaca, StockEnvAlpaca)
 }
 
 
@@ -49,7 +48,9 @@ def find_env(name: str) -> Callable[..., Any]:
         identity = name.removeprefix("gym:")
         if identity not in gymnasium.registry:
             close = difflib.get_close_matches(identity, gymnasium.registry, n=3)
-            raise InputError(f"environment {name!r}: Gymnasium knows no {identity!r}; close: {', '.join(close) or 'none'}")
+            raise InputError(
+                f"environment {name!r}: Gymnasium knows no {identity!r}; close: {', '.join(close) or 'none'}"
+            )
         return lambda: gymnasium.make(identity)
     if ":" in name:
         module, _, attribute = name.partition(":")

@@ -28,9 +28,7 @@ class Timeframe:
     def __post_init__(self) -> None:
         whole = isinstance(self.minutes, int) and not isinstance(self.minutes, bool)
         if not whole or not 1 <= self.minutes <= LONGEST:
-            raise InputError(
-                f"timeframe of {self.minutes!r} minutes: 1 to {LONGEST} whole minutes are accepted"
-            )
+            raise InputError(f"timeframe of {self.minutes!r} minutes: 1 to {LONGEST} whole minutes are accepted")
 
     @classmethod
     def parse(cls, text: str) -> Timeframe:

@@ -58,7 +58,10 @@ def main(options: Options) -> int:
     with Interrupt("closing the books, press Ctrl-C again to stop at once") as interrupt:
         result = PaperTrader(bundle, broker, folder, options.name).run(lambda: interrupt.requested)
     growth = result.equity[-1] / result.equity[0] - 1
-    print(f"{bundle.id[:12]} traded {result.equity.size - 1} bars: return {growth:+.2%}, {result.n_fills} of {result.n_orders} orders filled")
+    print(
+        f"{bundle.id[:12]} traded {result.equity.size - 1} bars: return {growth:+.2%}, "
+        f"{result.n_fills} of {result.n_orders} orders filled"
+    )
     print(f"equity, orders, state: {folder}")
     return 130 if interrupt.requested else 0
 

@@ -19,7 +19,7 @@ class Options:
     """Give one of --timesteps, --episodes, --iterations; the default is 100,000 timesteps."""
 
     env: str | None = None
-    """environment: a built-in name, an installed one, gym:ID, or package.module:Class; default: by the bars' asset class"""
+    """environment: a built-in name, an installed one, gym:ID, or package.module:Class; default: by asset class"""
     env_options: str | None = None
     """options of the environment, such as lookback=4,max_trade=0.5"""
     n_envs: int = 12
@@ -70,7 +70,10 @@ def main(options: Options) -> int:
     )
     with Interrupt("finishing the current iteration, press Ctrl-C again to stop at once") as interrupt:
         _, result = run_training(market, settings, lambda: interrupt.requested, terminal(options.output))
-    print(f"{result.iterations} iterations, {result.timesteps} steps in {result.seconds:.1f} s ({result.steps_per_second:.0f} steps/s)")
+    print(
+        f"{result.iterations} iterations, {result.timesteps} steps in {result.seconds:.1f} s "
+        f"({result.steps_per_second:.0f} steps/s)"
+    )
     print("  ".join(f"{name} {values[0]:.4g}" for name, values in result.figures.items()))
     print(f"checkpoint: {settings.folder / CHECKPOINT}")
     return 130 if result.interrupted else 0

@@ -20,7 +20,9 @@ class FlatAdam:
     k counts a member's own steps. A member with a gradient that is not finite is left as it is.
     """
 
-    def __init__(self, parameters: FlatParameters, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5) -> None:
+    def __init__(
+        self, parameters: FlatParameters, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
+    ) -> None:
         self.parameters, self.betas, self.eps = parameters, betas, eps
         self.first = torch.zeros_like(parameters.values)
         self.second = torch.zeros_like(parameters.values)

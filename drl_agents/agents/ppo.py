@@ -25,8 +25,8 @@ class PPOConfig:
     """Hyper-parameters, named as CleanRL names them. Those typed `PerMember` may differ between members.
 
     horizon_len: T, steps of each environment per rollout. target_kl: mean KL divergence of an epoch after which the
-    member's update ends (None: never). reward_scale: factor on every reward. anneal_lr: the learning rate falls linearly
-    to 0 over training.
+    member's update ends (None: never). reward_scale: factor on every reward. anneal_lr: the learning rate
+    falls linearly to 0 over training.
     """
 
     horizon_len: int = 128
@@ -139,7 +139,9 @@ class AgentPPO(AgentBase):
         self.progress = 0.0
 
     def _column(self, name: str, value: PerMember | None) -> Tensor:
-        values = [torch.inf if value is None else value] if value is None or isinstance(value, int | float) else list(value)
+        values = (
+            [torch.inf if value is None else value] if value is None or isinstance(value, int | float) else list(value)
+        )
         if len(values) not in (1, self.n_members):
             raise InputError(f"{name}: {len(values)} values for {self.n_members} members")
         column = torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1)
@@ -158,7 +160,8 @@ class AgentPPO(AgentBase):
         next_value = torch.where(rollout.terminated, 0.0, next_value)
         per_env = rollout.n_envs // self.n_members
         gamma, lam, scale = (
-            self.hyper[name].repeat_interleave(per_env, 0).squeeze(1) for name in ("gamma", "gae_lambda", "reward_scale")
+            self.hyper[name].repeat_interleave(per_env, 0).squeeze(1)
+            for name in ("gamma", "gae_lambda", "reward_scale")
         )
         advantage, returns = gae(rollout.reward * scale, value[:-1], next_value, done, gamma, lam)
         return tuple(rollout.by_member(x) for x in (advantage, returns, value[:-1]))

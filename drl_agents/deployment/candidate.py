@@ -57,8 +57,15 @@ def refit(
     agent, result = train_members(workload, config, [search_segments] * n_seeds, seeds)
     env = walking_env(workload, config, window, n_seeds)
     names = [f"seed {i}" for i in range(n_seeds)]
-    facts = {**lineage, "study": study.study_name, "trial": trial.number, "value": trial.value, "seed": seeds[0],
-             "timesteps": result.iterations * config.ppo.horizon_len * workload.n_envs, "config": config.to_dict()}  # fmt: skip
+    facts = {
+        **lineage,
+        "study": study.study_name,
+        "trial": trial.number,
+        "value": trial.value,
+        "seed": seeds[0],
+        "timesteps": result.iterations * config.ppo.horizon_len * workload.n_envs,
+        "config": config.to_dict(),
+    }
     folder = save_bundle(place.folder / "bundle", agent.policy, 0, env, workload.env_name, facts)
     bundle = load_bundle(folder)
     # Judged through the bundle, as it will be run: one account, the weights that were written.

@@ -92,7 +92,8 @@ def judge(
         candidate: the model that would be deployed, back-tested on the held-out bars.
         seeds: the same configuration trained with several seeds, the candidate's among them, on the same bars.
         equal_weight: the equal-weight holder on the same bars.
-        trial_sharpes: per-bar (not annualised) out-of-sample Sharpe ratio of every trial of the study, NaN where undefined.
+        trial_sharpes: per-bar (not annualised) out-of-sample Sharpe ratio of every trial of the study, NaN where
+            undefined.
         pbo: of all trials of the study.
         champion: the model deployed now, on the same bars; None where there is none.
     """

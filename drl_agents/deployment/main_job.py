@@ -82,7 +82,8 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the bars are divided. holdout: the held-out window; search: the ranges the study may use; folds: its splits."""
+    """How the bars are divided. holdout: the held-out window; search: the ranges the study may use; folds: its
+    splits."""
 
     holdout: tuple[int, int]
     search: list[tuple[int, int]]
@@ -227,7 +228,11 @@ def _finish(
 def decide(registry: Registry, candidate: Candidate, verdict: Verdict, deploy: bool) -> Path | None:
     """Promote what passed, record what did not. Returns where the promoted bundle lies."""
     figures = candidate.result.figures()
-    facts = {"sharpe": figures["sharpe"]["value"], "unit": figures["sharpe"]["unit"], "checks": verdict.to_dict()["checks"]}
+    facts = {
+        "sharpe": figures["sharpe"]["value"],
+        "unit": figures["sharpe"]["unit"],
+        "checks": verdict.to_dict()["checks"],
+    }
     bundle, study = candidate.bundle, candidate.bundle.manifest["lineage"]["study"]
     if not verdict.passed:
         registry.refuse(bundle.id, study, verdict.reasons, facts)

@@ -77,7 +77,9 @@ class Registry:
         """
         files = sorted((self.folder / "champions").glob("*.json"), key=lambda f: f.stat().st_mtime)
         if not files:
-            raise InputError(f"{self.folder}: no champion yet; scripts/optimize.py or scripts/auto_replace_best.py makes one")
+            raise InputError(
+                f"{self.folder}: no champion yet; scripts/optimize.py or scripts/auto_replace_best.py makes one"
+            )
         return files[-1].stem
 
     def promote(self, bundle: Bundle, facts: Mapping[str, Any]) -> Path:

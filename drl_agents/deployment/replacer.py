@@ -41,7 +41,10 @@ def study_settings(settings: JobSettings) -> tuple[Study, JobSettings]:
     place = StudyPlace(settings.study_name, settings.logs / "studies" / settings.study_name, settings.storage)
     if not place.folder.exists() and settings.storage is None:
         known = sorted(p.name for p in (settings.logs / "studies").glob("*") if p.is_dir())
-        raise InputError(f"study {settings.study_name!r} is not in {settings.logs / 'studies'}: there are {', '.join(known) or 'none'}")
+        raise InputError(
+            f"study {settings.study_name!r} is not in {settings.logs / 'studies'}: "
+            f"there are {', '.join(known) or 'none'}"
+        )
     study = open_study(place, {}, expect_existing=True)
     attrs = study.user_attrs
     names = {item.name for item in fields(JobSettings)}

@@ -143,9 +143,7 @@ def deflated_sharpe_ratio(
     return probabilistic_sharpe_ratio(moments, expected_maximum_sharpe(sharpe_variance, n_trials))
 
 
-def deflated_sharpe_of_returns(
-    returns: ArrayLike, trial_sharpes: ArrayLike, n_trials: float | None = None
-) -> float:
+def deflated_sharpe_of_returns(returns: ArrayLike, trial_sharpes: ArrayLike, n_trials: float | None = None) -> float:
     """Deflated Sharpe ratio of the selected trial's per-bar returns (T,), given every trial's per-bar Sharpe.
 
     trial_sharpes (N,): all trials that were looked at, the selected one included. One that is not finite (a

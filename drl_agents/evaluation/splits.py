@@ -102,9 +102,7 @@ def combinatorial_purged(
     segments = _checked(segments)
     _at_least("n_groups", n_groups, 2)
     if not (_is_integer(n_test_groups) and 1 <= n_test_groups <= n_groups - 1):
-        raise InputError(
-            f"n_test_groups is {n_test_groups}: 1 to {n_groups - 1} is accepted with n_groups={n_groups}"
-        )
+        raise InputError(f"n_test_groups is {n_test_groups}: 1 to {n_groups - 1} is accepted with n_groups={n_groups}")
     _check_gaps(purge, embargo, min_length)
     groups = group_ranges(segments, n_groups)
     folds = []
@@ -131,9 +129,7 @@ def backtest_paths(folds: Sequence[Fold], n_groups: int) -> list[list[tuple[int,
     for fold in folds:
         for group in fold.test_groups:
             if not 0 <= group < n_groups:
-                raise InputError(
-                    f"fold {fold.index} tests group {group}: groups 0 to {n_groups - 1} are accepted"
-                )
+                raise InputError(f"fold {fold.index} tests group {group}: groups 0 to {n_groups - 1} are accepted")
             testers[group].append(fold.index)
     counts = [len(indices) for indices in testers]
     if min(counts) != max(counts) or counts[0] == 0:
@@ -144,9 +140,7 @@ def backtest_paths(folds: Sequence[Fold], n_groups: int) -> list[list[tuple[int,
     return [[(testers[group][path], group) for group in range(n_groups)] for path in range(counts[0])]
 
 
-def split_holdout(
-    segments: Sequence[Range], holdout_bars: int, purge: int
-) -> tuple[list[Range], list[Range]]:
+def split_holdout(segments: Sequence[Range], holdout_bars: int, purge: int) -> tuple[list[Range], list[Range]]:
     """(search_segments, holdout_segments): the last `holdout_bars` bars are kept out of every search.
 
     The `purge` bars before the first hold-out bar belong to neither. InputError when holdout_bars < 1, when

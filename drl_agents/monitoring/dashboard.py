@@ -129,9 +129,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if high <= low:
         return BLOCKS[0] * len(values)
     # Halved first: the range of two finite numbers may not be finite.
-    return "".join(
-        BLOCKS[round((v / 2 - low / 2) / (high / 2 - low / 2) * (len(BLOCKS) - 1))] for v in values
-    )
+    return "".join(BLOCKS[round((v / 2 - low / 2) / (high / 2 - low / 2) * (len(BLOCKS) - 1))] for v in values)
 
 
 def row(*parts: str | tuple[str, str], gap: str = "  ") -> Text:
@@ -182,9 +180,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     return [grid]
 
 
-def panel(
-    title: str, synthetic: bool | None, lines: Sequence[RenderableType], rows: int | None = None
-) -> Panel:
+def panel(title: str, synthetic: bool | None, lines: Sequence[RenderableType], rows: int | None = None) -> Panel:
     """A frame around `lines`, `rows` high inside where given; synthetic data is said in the frame itself."""
     heading = Text(f" {plain(title)} ", "bold")
     if synthetic:
@@ -249,16 +245,12 @@ def training_lines(study: StudySnapshot, width: int, rows: int, now: float) -> l
         value = (f"{number(study.best.value)} {unit}".strip(), "bold")
         params = [(f"{key} {setting(value)}", "dim") for key, value in study.best.params.items()]
         crowded = rows < 6  # the parameters follow on the same line, as far as they go
-        best = row(
-            "Best", value, f"{objective.name}, trial {study.best.number}", *(params if crowded else ())
-        )
+        best = row("Best", value, f"{objective.name}, trial {study.best.number}", *(params if crowded else ()))
         lines.append((2, best))
         lines += [(6, text) for text in pack([] if crowded else params, width, 1 if rows < 16 else 3)]
     if curve := study.best_so_far:
         ends = f" {number(curve[0])} → {number(curve[-1])}"
-        lines.append(
-            (5, row("Best so far ", (sparkline(curve, width - 12 - len(ends)), "cyan"), ends, gap=""))
-        )
+        lines.append((5, row("Best so far ", (sparkline(curve, width - 12 - len(ends)), "cyan"), ends, gap="")))
     if study.gate is not None:
         verdict = ("passed", "bold green") if study.gate.passed else ("refused", "bold red")
         lines.append((4, row("Gate", verdict, "; ".join(study.gate.reasons))))
@@ -423,11 +415,7 @@ def render(snapshot: Snapshot, width: int, height: int | None = None, training: 
         )
     ]
     problems = snapshot.problems if height is None else snapshot.problems[:2]
-    more = (
-        f" (and {len(snapshot.problems) - len(problems)} more)"
-        if len(problems) < len(snapshot.problems)
-        else ""
-    )
+    more = f" (and {len(snapshot.problems) - len(problems)} more)" if len(problems) < len(snapshot.problems) else ""
     top += [row(("!", "bold red"), (problem, "red")) for problem in problems[:-1]]
     top += [row(("!", "bold red"), (problem + more, "red")) for problem in problems[-1:]]
     if study is None and trader is None:
@@ -463,9 +451,7 @@ def render(snapshot: Snapshot, width: int, height: int | None = None, training: 
     return Group(*top, grid, *below)
 
 
-def watch(
-    take: Callable[[], Snapshot], console: Console, refresh: float = 1.0, training: bool = False
-) -> None:
+def watch(take: Callable[[], Snapshot], console: Console, refresh: float = 1.0, training: bool = False) -> None:
     """Show `take()` full screen every `refresh` seconds until Ctrl-C or SIGTERM; the terminal is restored."""
     in_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None

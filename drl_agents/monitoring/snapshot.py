@@ -464,9 +464,7 @@ def parse_time(text: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def fill(
-    cls: type[Record], raw: Any, where: str, problems: list[str], optional: tuple[str, ...] = ()
-) -> Record:
+def fill(cls: type[Record], raw: Any, where: str, problems: list[str], optional: tuple[str, ...] = ()) -> Record:
     """Make a `cls` from a JSON object by its fields' types.
 
     A null takes the field's default. A missing key or a value of another type does too, and is noted in

@@ -51,8 +51,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """sharpes: (n_folds,) of each fold's test returns, annualised. returns: (B,) per bar, the mean over the folds that test
-    it, NaN where none does. train_steps, train_seconds: of all folds together."""
+    """sharpes: (n_folds,) of each fold's test returns, annualised. returns: (B,) per bar, the mean over the folds
+    that test it, NaN where none does. train_steps, train_seconds: of all folds together."""
 
     sharpes: np.ndarray
     returns: np.ndarray
@@ -135,7 +135,8 @@ def evaluate(
 
     Args:
         seed: fold i uses `derived_seed(seed, i)`.
-        report: called with (folds done, mean Sharpe of them) after every batch of folds but the last; may raise to end the trial.
+        report: called with (folds done, mean Sharpe of them) after every batch of folds but the last; may
+            raise to end the trial.
 
     Raises:
         SplitFailed: a fold's Sharpe ratio is undefined (it never traded), or its training diverged.
@@ -154,7 +155,9 @@ def evaluate(
             own = tests[i][np.isfinite(tests[i])]
             sharpes[i] = sharpe_ratio(own, workload.market.bars_per_year)
             if not np.isfinite(sharpes[i]):
-                raise SplitFailed(f"fold {folds[i].index}: the Sharpe ratio of {own.size} test bars is undefined (no trades)")
+                raise SplitFailed(
+                    f"fold {folds[i].index}: the Sharpe ratio of {own.size} test bars is undefined (no trades)"
+                )
         if first + len(batch) < len(folds):
             report(first + len(batch), float(sharpes[: first + len(batch)].mean()))
     known = np.isfinite(tests)

@@ -18,8 +18,8 @@ from environments.errors import InputError
 class StudyStatistics:
     """What the trials of a study say together.
 
-    n_trials: tried, failed and pruned ones included. trial_sharpes: (n_trials,) per-bar out-of-sample Sharpe ratios, NaN
-    where a trial has none. pbo: over the trials that ran to their end.
+    n_trials: tried, failed and pruned ones included. trial_sharpes: (n_trials,) per-bar out-of-sample Sharpe
+    ratios, NaN where a trial has none. pbo: over the trials that ran to their end.
     """
 
     n_trials: int
@@ -55,6 +55,7 @@ def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:
     if not done:
         reasons = [t.user_attrs["reason"] for t in counted(study) if "reason" in t.user_attrs]
         raise InputError(
-            f"study {study.study_name!r} has no complete trial" + (f"; the last failed: {reasons[-1]}" if reasons else "")
+            f"study {study.study_name!r} has no complete trial"
+            + (f"; the last failed: {reasons[-1]}" if reasons else "")
         )
     return max(done, key=lambda t: t.value)

@@ -83,4 +83,3 @@ def config_from(params: Mapping[str, Any], fixed: Mapping[str, Any] | None = Non
         width, depth = network.pop("hidden_dim", 64), network.pop("num_layers", 2)
         network["hidden"] = (width,) * depth
     return TrialConfig({**parts["env"], **(fixed or {})}, network, agent)
-

@@ -30,7 +30,8 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """quiet: only warnings and results. verbose: everything, and tracebacks of errors. log_file: write the log here as well."""
+    """quiet: only warnings and results. verbose: everything, and tracebacks of errors. log_file: write the log here
+    as well."""
 
     quiet: bool = False
     verbose: bool = False
@@ -42,7 +43,8 @@ class DataOptions:
     """Where bars come from."""
 
     data_source: str | None = None
-    """files, sample, synthetic, alpaca, postgres, or one an installed package adds; default: files with --data, else sample"""
+    """files, sample, synthetic, alpaca, postgres, or one an installed package adds; default: files with --data, else
+    sample"""
     data: Path | None = None
     """a Parquet or CSV file of bars, or a folder of them (timestamp, symbol, open, high, low, close, volume)"""
     data_dir: Path | None = None
@@ -95,7 +97,7 @@ class DataOptions:
 
 
 def parse_options(text: str | None) -> dict[str, str | int | float]:
-    """"a=1,b=0.5,c=word" as a dictionary, numbers as numbers."""
+    """ "a=1,b=0.5,c=word" as a dictionary, numbers as numbers."""
     result: dict[str, str | int | float] = {}
     for part in (text or "").split(","):
         if not part.strip():
@@ -188,4 +190,3 @@ def configure_logging(output: OutputOptions) -> None:
     # Libraries' debug lines are not ours to show.
     for name in ("matplotlib", "urllib3", "asyncio", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-

@@ -151,11 +151,7 @@ class RunLock:
         return info
 
     def _is_mine(self) -> bool:
-        return (
-            self._mine is not None
-            and self.path.exists()
-            and json.loads(self.path.read_text()) == asdict(self._mine)
-        )
+        return self._mine is not None and self.path.exists() and json.loads(self.path.read_text()) == asdict(self._mine)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -88,7 +88,8 @@ def train(
         on_iteration: called with (iterations done, iterations in all or None, figures averaged over members).
 
     Raises:
-        TrainingDiverged: a figure is NaN or infinite, or every update of an iteration was skipped for gradients that were.
+        TrainingDiverged: a figure is NaN or infinite, or every update of an iteration was skipped for gradients
+            that were.
         InputError: the checkpoint is damaged or belongs to another run.
     """
     # As they will be read back; what JSON cannot hold is refused now and not when the run is resumed.

@@ -62,7 +62,10 @@ def check_all(logs: Path, study_storage: Callable[[Path], str]) -> list[Finding]
         ("Python", "install Python 3.11 or 3.12", _python),
         *((f"package {name}", REINSTALL, lambda n=name, m=module: _package(n, m)) for name, module in PACKAGES.items()),
         ("devices", "reinstall torch for your GPU: https://pytorch.org/get-started", _devices),
-        *((f"forward pass on {d}", f"use --gpu cpu, or mend the driver of {d}", lambda d=d: _forward(d)) for d in available_devices()),
+        *(
+            (f"forward pass on {d}", f"use --gpu cpu, or mend the driver of {d}", lambda d=d: _forward(d))
+            for d in available_devices()
+        ),
         ("data", "the embedded sample is damaged: reinstall the project", _data),
         ("two-step rollout", REINSTALL, _rollout),
         ("study storage", f"make {logs} writable, or give --storage", lambda: _storage(logs, study_storage)),
@@ -72,7 +75,11 @@ def check_all(logs: Path, study_storage: Callable[[Path], str]) -> list[Finding]
         try:
             findings.append(Finding(name, True, check(), ""))
         except Exception as error:  # whatever is broken is what this tells
-            findings.append(Finding(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", mend))
+            findings.append(
+                Finding(
+                    name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", mend
+                )
+            )
     return findings
 
 

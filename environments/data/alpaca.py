@@ -168,9 +168,7 @@ class AlpacaSource:
         while not complete:
             bars, following = _page(client, secrets, plan, symbol, token)
             if following is not None and following == token:
-                raise SourceUnavailable(
-                    f"Alpaca: the page after page {number} of {symbol} is that page again"
-                )
+                raise SourceUnavailable(f"Alpaca: the page after page {number} of {symbol} is that page again")
             cache.add(symbol, number, bars, following)
             rows += bars
             number, token, complete = number + 1, following, following is None
@@ -216,9 +214,7 @@ def make_plan(request: BarRequest, now: pd.Timestamp) -> Plan:
         if timeframe.minutes % HALF_HOUR == 0:
             fetched = Timeframe(HALF_HOUR)
         elif HALF_HOUR % timeframe.minutes:
-            raise InputError(
-                f"timeframe {timeframe}: in regular hours, divisors and multiples of 30m are accepted"
-            )
+            raise InputError(f"timeframe {timeframe}: in regular hours, divisors and multiples of 30m are accepted")
     api_timeframe(fetched)
     # The bar that opens just before the end is complete, and old enough for every plan.
     latest = (now - DELAY - pd.Timedelta(timeframe.nanoseconds)).as_unit("ns")

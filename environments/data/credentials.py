@@ -58,13 +58,9 @@ def alpaca_keys(needed_for: str | None = None) -> tuple[Secret, Secret] | None:
         return key, secret
     if key is None and secret is None and needed_for is None:
         return None
-    lacking = " and ".join(
-        names[0] for names, found in zip(KEY_NAMES, (key, secret), strict=True) if found is None
-    )
+    lacking = " and ".join(names[0] for names, found in zip(KEY_NAMES, (key, secret), strict=True) if found is None)
     purpose = f"{needed_for} needs" if needed_for else "Alpaca needs both or neither of"
-    raise SourceUnavailable(
-        f"{purpose} Alpaca's keys: set {lacking} in the environment or in a .env file here"
-    )
+    raise SourceUnavailable(f"{purpose} Alpaca's keys: set {lacking} in the environment or in a .env file here")
 
 
 def read_env_file(path: Path) -> dict[str, str]:

@@ -50,9 +50,7 @@ class FileSource:
 
     def load(self, request: BarRequest) -> BarSet:
         """Read, check, cut and, where asked, resample. Raises InputError naming the file that is wrong."""
-        request.accept_only(
-            self.name, "path", "symbols", "timeframe", "start", "end", "asset_class", "extra_columns"
-        )
+        request.accept_only(self.name, "path", "symbols", "timeframe", "start", "end", "asset_class", "extra_columns")
         if request.path is None:
             raise InputError("source files needs a path: a Parquet or CSV file, or a folder of them")
         path = request.path.resolve()  # a name also for "."
@@ -77,9 +75,7 @@ def read_bars(path: Path, extra: Sequence[str] = (), symbols: Sequence[str] | No
     if not files:
         raise InputError(f"{path}: no file there ends in {', '.join(ENDINGS)}")
     frames = {file.name: read_file(file, extra) for file in files}
-    _refuse_unknown(
-        symbols, {name for frame in frames.values() for name in frame["symbol"].unique()}, path.name
-    )
+    _refuse_unknown(symbols, {name for frame in frames.values() for name in frame["symbol"].unique()}, path.name)
     first: tuple[str, Timeframe] | None = None
     parts = []
     for name, frame in frames.items():
@@ -215,9 +211,7 @@ def _timeframe(spacing: np.ndarray, origin: str) -> Timeframe:
     common = int(lengths[np.argmax(counts)])
     if common >= DAY:
         if common >= 7 * DAY or (common >= 2 * DAY and spacing.size >= ENOUGH_SPACINGS):
-            raise InputError(
-                f"{origin}: bars are {common / DAY:g} days apart; daily bars or finer are accepted"
-            )
+            raise InputError(f"{origin}: bars are {common / DAY:g} days apart; daily bars or finer are accepted")
         return Timeframe.parse("1d")
     if common % MINUTE:
         raise InputError(f"{origin}: bars are {common / 1e9:g} s apart; whole minutes are accepted")

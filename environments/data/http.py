@@ -85,12 +85,8 @@ class PatientSession(requests.Session):
             if wait is None:
                 wait = min(2.0 ** (attempt - 1), 30.0) * random.uniform(0.5, 1.0)
             if wait > LONGEST_WAIT:
-                raise SourceUnavailable(
-                    f"{self.service} asks to wait {wait:.0f} s ({problem}); ask again after that"
-                )
-            logger.info(
-                "%s: %s; attempt %d of %d in %.1f s", self.service, problem, attempt + 1, attempts, wait
-            )
+                raise SourceUnavailable(f"{self.service} asks to wait {wait:.0f} s ({problem}); ask again after that")
+            logger.info("%s: %s; attempt %d of %d in %.1f s", self.service, problem, attempt + 1, attempts, wait)
             self._sleep(wait)
         raise SourceUnavailable(f"{self.service}: {problem}, {attempts} times; ask again later")
 

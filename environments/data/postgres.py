@@ -125,9 +125,7 @@ def write_bars(bars: BarSet, on_progress: Callable[[str, float, int], None] | No
         raise InputError(f"{TABLE} holds timestamps to the microsecond; these bars have finer ones")
     url = find_secret(URL_VARIABLE)
     if url is None:
-        raise SourceUnavailable(
-            f"writing to PostgreSQL needs {URL_VARIABLE} in the environment or in a .env file here"
-        )
+        raise SourceUnavailable(f"writing to PostgreSQL needs {URL_VARIABLE} in the environment or in a .env file here")
     timeframe = str(bars.timeframe)
     columns = ", ".join(("symbol", "timeframe", "timestamp", *VALUES))
     with connect(url) as connection:
@@ -170,9 +168,7 @@ def connect(url: Secret) -> Iterator[Any]:
             yield connection
     except psycopg.ProgrammingError as error:
         # A URL that cannot be parsed is quoted in the message, password and all.
-        reason = (
-            redact(str(error), [url])[:160] if error.sqlstate else f"{URL_VARIABLE} is not a readable URL"
-        )
+        reason = redact(str(error), [url])[:160] if error.sqlstate else f"{URL_VARIABLE} is not a readable URL"
         raise SourceUnavailable(f"PostgreSQL: {reason}") from None
     except psycopg.Error as error:
         raise SourceUnavailable(f"PostgreSQL: {redact(str(error), [url])[:200]}") from None

@@ -63,9 +63,7 @@ class SupabaseTable:
             for symbol in request.symbols or ():
                 rows = self._rows(self._filters(request, symbol), symbol, on_progress)
                 if not rows:
-                    raise InputError(
-                        f"{self.table} has no {request.timeframe} bars of {symbol} in the span asked for"
-                    )
+                    raise InputError(f"{self.table} has no {request.timeframe} bars of {symbol} in the span asked for")
                 frames.append(tidy(pd.DataFrame(rows).reindex(columns=list(COLUMNS)), self.table))
         return pd.concat(frames, ignore_index=True), request.timeframe
 
@@ -94,17 +92,13 @@ class SupabaseTable:
             page, counted = self._page(filters, len(rows), count=total is None)
             total = counted if total is None else total
             if not page and len(rows) < total:
-                raise SourceUnavailable(
-                    f"{self.table}: {len(rows)} of {total} rows of {symbol}, then none; ask again"
-                )
+                raise SourceUnavailable(f"{self.table}: {len(rows)} of {total} rows of {symbol}, then none; ask again")
             rows += page
             if on_progress is not None and total:
                 on_progress(symbol, min(len(rows) / total, 1.0), len(rows))
         return rows
 
-    def _page(
-        self, filters: list[tuple[str, str]], offset: int, count: bool
-    ) -> tuple[list[dict[str, Any]], int]:
+    def _page(self, filters: list[tuple[str, str]], offset: int, count: bool) -> tuple[list[dict[str, Any]], int]:
         """Rows from `offset`, and with `count` how many there are in all (otherwise 0)."""
         key = self.key.reveal()
         headers = {
@@ -119,9 +113,7 @@ class SupabaseTable:
             prepared.headers["Authorization"] = f"Bearer {key}"
             return prepared
 
-        answer = self.session.get(
-            f"{self.url}/rest/v1/{self.table}", params=filters, headers=headers, auth=bearer
-        )
+        answer = self.session.get(f"{self.url}/rest/v1/{self.table}", params=filters, headers=headers, auth=bearer)
         reason = redact(answer.text, [self.key])[:160]
         if answer.status_code in (401, 403):
             raise SourceUnavailable(

@@ -62,25 +62,17 @@ def check_bars(frame: pd.DataFrame, origin: str) -> None:
             _refuse(frame, origin, np.flatnonzero(broken), rule)
 
     for name, values in columns.items():
-        refuse_where(
-            ~np.isfinite(values), lambda row, n=name, v=values: f"{n} is {v[row]}, a number is needed"
-        )
+        refuse_where(~np.isfinite(values), lambda row, n=name, v=values: f"{n} is {v[row]}, a number is needed")
     for name in PRICES:
         values = columns[name]
-        refuse_where(
-            values <= 0, lambda row, n=name, v=values: f"{n} is {v[row]}, a positive price is needed"
-        )
+        refuse_where(values <= 0, lambda row, n=name, v=values: f"{n} is {v[row]}, a positive price is needed")
     volume = columns["volume"]
     refuse_where(volume < 0, lambda row: f"volume is {volume[row]}, zero or more is needed")
     high, low = columns["high"], columns["low"]
     top = np.maximum(columns["open"], columns["close"])
     bottom = np.minimum(columns["open"], columns["close"])
-    refuse_where(
-        high < top * (1 - TOLERANCE), lambda row: f"high {high[row]} is below max(open, close) {top[row]}"
-    )
-    refuse_where(
-        low > bottom * (1 + TOLERANCE), lambda row: f"low {low[row]} is above min(open, close) {bottom[row]}"
-    )
+    refuse_where(high < top * (1 - TOLERANCE), lambda row: f"high {high[row]} is below max(open, close) {top[row]}")
+    refuse_where(low > bottom * (1 + TOLERANCE), lambda row: f"low {low[row]} is above min(open, close) {bottom[row]}")
 
 
 def count_gaps(frame: pd.DataFrame, timeframe: Timeframe, asset_class: str) -> tuple[Gap, ...]:

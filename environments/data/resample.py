@@ -13,9 +13,7 @@ from environments.timeframe import Timeframe
 NEVER = np.iinfo(np.int64).max
 
 
-def resample_bars(
-    frame: pd.DataFrame, have: Timeframe, want: Timeframe, asset_class: str, origin: str
-) -> pd.DataFrame:
+def resample_bars(frame: pd.DataFrame, have: Timeframe, want: Timeframe, asset_class: str, origin: str) -> pd.DataFrame:
     """Bars of length `want` from bars of length `have`.
 
     open is the first, high the maximum, low the minimum, close the last, volume the sum, further columns the

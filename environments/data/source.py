@@ -107,9 +107,7 @@ class BarRequest:
         normalise("start", _moment("start", self.start))
         normalise("end", _moment("end", self.end))
         if self.start is not None and self.end is not None and self.start >= self.end:
-            raise InputError(
-                f"start {self.start.isoformat()}: it must come before end {self.end.isoformat()}"
-            )
+            raise InputError(f"start {self.start.isoformat()}: it must come before end {self.end.isoformat()}")
         if self.path is not None:
             normalise("path", Path(self.path))
         if self.asset_class not in (None, *ASSET_CLASSES):
@@ -164,14 +162,10 @@ def find_source(name: str) -> DataSource:
     try:
         found = installed[name].load()
     except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"data source {name!r} ({installed[name].value}) cannot be imported: {error}"
-        ) from error
+        raise InputError(f"data source {name!r} ({installed[name].value}) cannot be imported: {error}") from error
     found = found() if isinstance(found, type) else found
     if not isinstance(found, DataSource):
-        raise InputError(
-            f"data source {name!r} ({installed[name].value}): a name and a load method are needed"
-        )
+        raise InputError(f"data source {name!r} ({installed[name].value}): a name and a load method are needed")
     return found
 
 

@@ -110,9 +110,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest with the types `load_dataset` relies on. Raises InputError naming the folder otherwise."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"dataset {folder}: {MANIFEST} is missing; a folder written by save_dataset is accepted"
-        )
+        raise InputError(f"dataset {folder}: {MANIFEST} is missing; a folder written by save_dataset is accepted")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

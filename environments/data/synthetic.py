@@ -201,9 +201,7 @@ def _correlated(rng: np.random.Generator, options: Mapping[str, Any]) -> np.ndar
     """(B, A) standard normals, equally correlated across assets: sqrt(c) common + sqrt(1 - c) own."""
     c = options["correlation"]
     common = rng.standard_normal((options["n_bars"], 1))
-    return math.sqrt(c) * common + math.sqrt(1 - c) * rng.standard_normal(
-        (options["n_bars"], options["n_assets"])
-    )
+    return math.sqrt(c) * common + math.sqrt(1 - c) * rng.standard_normal((options["n_bars"], options["n_assets"]))
 
 
 def _bars(rng: np.random.Generator, returns: np.ndarray, sigma: float) -> dict[str, np.ndarray]:
@@ -221,18 +219,14 @@ def _bars(rng: np.random.Generator, returns: np.ndarray, sigma: float) -> dict[s
     }
 
 
-def _clock(
-    start: pd.Timestamp, n_bars: int, timeframe: Timeframe, asset_class: str
-) -> tuple[np.ndarray, float]:
+def _clock(start: pd.Timestamp, n_bars: int, timeframe: Timeframe, asset_class: str) -> tuple[np.ndarray, float]:
     """(B,) datetime64[ns] bar open times, and how many bars a year has."""
     if asset_class == "crypto":
         steps = np.arange(n_bars, dtype=np.int64) * timeframe.nanoseconds
         return start.to_datetime64() + steps.astype("timedelta64[ns]"), MINUTES_PER_YEAR / timeframe.minutes
     daily = timeframe == Timeframe.parse("1d")
     if not daily and timeframe.minutes > SESSION_MINUTES:
-        raise InputError(
-            f"timeframe {timeframe}: synthetic stocks have bars of up to {SESSION_MINUTES} minutes or 1d"
-        )
+        raise InputError(f"timeframe {timeframe}: synthetic stocks have bars of up to {SESSION_MINUTES} minutes or 1d")
     per_session = 1 if daily else SESSION_MINUTES // timeframe.minutes
     first = start.to_datetime64().astype("datetime64[D]")
     session, bar = np.divmod(np.arange(n_bars), per_session)
@@ -250,23 +244,17 @@ def _options(request: BarRequest) -> tuple[str, dict[str, Any]]:
         raise InputError(f"synthetic kind {kind!r}: accepted are {', '.join(KINDS)}")
     options = {**COMMON, **KINDS[kind]}
     if unknown := sorted(set(given) - set(options)):
-        raise InputError(
-            f"synthetic kind {kind} has no option {', '.join(unknown)}: accepted are {', '.join(options)}"
-        )
+        raise InputError(f"synthetic kind {kind} has no option {', '.join(unknown)}: accepted are {', '.join(options)}")
     for name in ("timeframe", "start", "asset_class"):
         asked = getattr(request, name)
         if asked is not None:
             if name in given:
-                raise InputError(
-                    f"{name} was given twice: in the request and in the options of source synthetic"
-                )
+                raise InputError(f"{name} was given twice: in the request and in the options of source synthetic")
             given[name] = asked
     options.update(given)
     dates = BarRequest(**{name: options[name] for name in ("timeframe", "start", "asset_class")})
     if dates.asset_class is None or dates.start is None or dates.timeframe is None:
-        raise InputError(
-            f"synthetic timeframe, start and asset_class ({' or '.join(ASSET_CLASSES)}) cannot be None"
-        )
+        raise InputError(f"synthetic timeframe, start and asset_class ({' or '.join(ASSET_CLASSES)}) cannot be None")
     options.update(timeframe=dates.timeframe, start=dates.start, asset_class=dates.asset_class)
     for name, least in (("n_bars", 2), ("n_assets", 1)):
         value = options[name]

@@ -35,7 +35,7 @@ class Order:
 
 @dataclass(frozen=True)
 class OrderResult:
-    """What became of an order. status: "filled", "partially_filled" (the rest lapsed) or "canceled" (nothing was filled).
+    """What became of an order. status: "filled", "partially_filled" (the rest lapsed), "canceled" (nothing was filled).
 
     filled_quantity: units. filled_value, fees: currency.
     """

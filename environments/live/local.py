@@ -20,8 +20,8 @@ class LocalBroker:
     """A broker over historical bars.
 
     Args:
-        env: an environment made for the model that trades: its market, rules, costs, fill price and cash are the venue's.
-            The environment itself is not stepped.
+        env: an environment made for the model that trades: its market, rules, costs, fill price and cash are the
+            venue's. The environment itself is not stepped.
         start, stop: the bars to replay; bars before `start` are history.
     """
 
