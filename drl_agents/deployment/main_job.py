@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from drl_agents.deployment.bundle import WEIGHTS
 from drl_agents.deployment.candidate import (
     Candidate,
     holdout_looks,
@@ -31,12 +33,14 @@ from drl_agents.search.space import MAX_LOOKBACK
 from drl_agents.search.study import Study, StudyPlace, open_study, run_study
 from drl_agents.training.record import plain, versions
 from environments.alpaca_env import default_env
+from environments.errors import InputError
 from environments.features import compute_features, ready_from
 from environments.live.local import LocalBroker
 from environments.market import Market
 
 logger = logging.getLogger(__name__)
 
+MAX_FOLDS = 500  # each trains an agent in every trial
 MIN_SEGMENT = 32  # bars; a shorter training range is more seam than market
 
 
@@ -106,6 +110,12 @@ def plan_bars(market: Market, settings: JobSettings) -> Plan:
     holdout = settings.holdout_bars if settings.holdout_bars is not None else bars // 5
     purge = MAX_LOOKBACK + int(settings.env_options.get("decision_lag", 1))
     search, held = split_holdout(segments, holdout, purge)
+    count = math.comb(max(settings.n_splits, 0), max(settings.test_groups, 0))
+    if count > MAX_FOLDS:
+        raise InputError(
+            f"n_splits {settings.n_splits} with test_groups {settings.test_groups} make {count} folds: "
+            f"at most {MAX_FOLDS} are accepted"
+        )
     embargo = settings.embargo if settings.embargo is not None else sum(b - a for a, b in search) // 100
     folds = combinatorial_purged(
         search, settings.n_splits, settings.test_groups, purge, embargo, min_length=MIN_SEGMENT
@@ -319,7 +329,7 @@ def report_facts(
             {"seed": i, "sharpe": r.figures()["sharpe"], "total_return": r.figures()["total_return"]}
             for i, r in enumerate(candidate.seeds)
         ],
-        "holdout_looks": holdout_looks(place.folder, candidate.bundle.manifest["files"]["policy.safetensors"]),
+        "holdout_looks": holdout_looks(place.folder, candidate.bundle.manifest["files"][WEIGHTS]),
         "model": {"bundle": candidate.bundle.id, "env": candidate.bundle.manifest["env"]},
         "versions": versions(),
     }

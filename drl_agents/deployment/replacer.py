@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from drl_agents.deployment.candidate import pass_gate, refit
+from drl_agents.deployment.bundle import WEIGHTS
+from drl_agents.deployment.candidate import holdout_looks, pass_gate, refit
 from drl_agents.deployment.gate import Verdict
 from drl_agents.deployment.main_job import JobSettings, data_facts, decide, plan_bars
 from drl_agents.deployment.registry import Registry, slot_of
@@ -81,6 +82,7 @@ def replace_best(
         study, place, workload, plan.search, plan.holdout,
         n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
     )  # fmt: skip
+    holdout_looks(place.folder, candidate.bundle.manifest["files"][WEIGHTS])
     with registry.exclusive():
         champion = registry.champion(slot_of(candidate.bundle.manifest["market"]))
         if champion is not None and champion.id == candidate.bundle.id:

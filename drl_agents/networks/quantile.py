@@ -1,7 +1,8 @@
 """QuantileNormalizer: market features mapped to normal scores through their own distribution in training.
 
 A feature's value becomes the standard normal quantile of its rank among the training bars: outliers end at +-5.2
-instead of stretching everything else. It is the map of scikit-learn's `QuantileTransformer(output_distribution="normal")`.
+instead of stretching everything else. It is the map of scikit-learn's
+`QuantileTransformer(output_distribution="normal")`.
 """
 
 from __future__ import annotations
