@@ -1,14 +1,17 @@
 """What an action means: from the numbers a policy gives to the orders a trader sends.
 
-Orders are decided at the close of bar t, from what is known there: the account, the marks of bar t and
-which assets can be judged. They are quantities: the price they fill at is the next bar's. All functions
-are pure and let gradients through.
+Orders are decided at the close of bar t, from what is known there: the account, the marks of bar t, which
+assets can be judged, and what a scheme has worked out of the market up to t. They are quantities: the price they
+fill at is the next bar's. All functions are pure and let gradients through.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,22 +19,49 @@ import torch
 from torch import Tensor
 
 from environments.errors import InputError
+from environments.features import Bars
+from environments.market import Market
 from environments.portfolio import Account, acceptable, floor_to
+from environments.regimes import HOLD, N_FACTORS, REGIMES, asset_factors, target_weights
 from environments.rules import RuleTensors
+
+ENTRY_POINTS = "drl_agents.actions"
 
 
 class ActionScheme(ABC):
-    """Turns actions into orders for A assets."""
+    """Turns actions into orders for A assets.
+
+    A scheme is a frozen dataclass; its fields are its options, JSON-able, and travel with a model.
+
+    One that reads the market beyond the marks says in two steps what it reads, so that a back-test computes it once
+    per bar and a live trader computes the same from its last bars: `factors`, of each asset's own bars, and
+    `rows`, across the assets at each bar. Neither may look ahead, nor further back than `features.MEMORY` bars.
+
+    name: what the option `action` calls it. n_factors: K, how many numbers `factors` gives per asset and bar; 0
+    for a scheme that needs nothing of the kind.
+    """
 
     name: str
+    n_factors: int = 0
 
     @abstractmethod
     def space(self, n_assets: int) -> gymnasium.Space:
-        """The space of one environment's action."""
+        """The space of one environment's action.
+
+        Raises:
+            InputError: the scheme cannot trade that many assets.
+        """
 
     @abstractmethod
     def orders(
-        self, action: Tensor, account: Account, equity: Tensor, mark: Tensor, judged: Tensor, rules: RuleTensors
+        self,
+        action: Tensor,
+        account: Account,
+        equity: Tensor,
+        mark: Tensor,
+        judged: Tensor,
+        rules: RuleTensors,
+        row: Tensor | None = None,
     ) -> Tensor:
         """(N, A) signed units to trade.
 
@@ -40,14 +70,45 @@ class ActionScheme(ABC):
             equity: (N,) at the marks.
             mark: (N, A) last known close, > 0 where judged.
             judged: (N, A) bool, the asset has a bar now and features: only these are traded.
+            row: (N, ...) the scheme's table at the bar of the decision; None for a scheme without one.
         """
+
+    def factors(self, bars: Bars, extra: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(T, K) float64, what the scheme reads of one asset's T own bars, NaN where unknown."""
+        raise NotImplementedError(f"{type(self).__name__} has n_factors={self.n_factors} and no factors")
+
+    def rows(self, factors: Tensor, judged: Tensor) -> Tensor:
+        """(B, ...) what `orders` needs at each of B bars, from factors (B, A, K) and judged (B, A)."""
+        raise NotImplementedError(f"{type(self).__name__} has n_factors={self.n_factors} and no rows")
+
+    def table(self, market: Market, judged: Tensor) -> Tensor | None:
+        """(B, ...) rows of every bar of a market, on its device; None for a scheme that needs none."""
+        if not self.n_factors:
+            return None
+        present = market.close.isfinite().cpu().numpy()
+        prices = (market.open, market.high, market.low, market.close, market.volume)
+        columns = [column.cpu().double().numpy() for column in prices]
+        extra = market.extra.cpu().double().numpy()
+        factors = np.full((market.n_bars, market.n_assets, self.n_factors), np.nan)
+        for asset in range(market.n_assets):
+            own = present[:, asset]
+            bars = Bars(*(np.ascontiguousarray(column[own, asset]) for column in columns))
+            further = {name: extra[own, asset, i] for i, name in enumerate(market.extra_names)}
+            factors[own, asset] = self.factors(bars, further)
+        return self.rows(torch.from_numpy(factors), judged.cpu()).to(market.device, market.dtype)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The scheme's options by name: `build_scheme(scheme.name, **scheme.options)` is the scheme again."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
     """Signed units (N, A) as orders the venue accepts: rounded toward zero to increments, minima kept.
 
-    Sells end at what is held. Buys that cost more, at the marks, than the cash and the proceeds of the sells are all
-    scaled by the same factor: a broker would refuse what cannot be paid. Costs are left to the fill, which scales again.
+    Sells end at what is held. Buys that cost more, at the marks, than the cash and the proceeds of the sells are
+    all scaled by the same factor: a broker would refuse what cannot be paid. Costs are left to the fill, which
+    scales again.
     """
     selling = wanted < 0
     size = floor_to(torch.where(selling, torch.minimum(-wanted, account.shares), wanted), rules.increment)
@@ -60,6 +121,15 @@ def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, ru
     less = less.masked_fill(~acceptable(less, mark, rules), 0.0)
     size = torch.where((bill > spendable).unsqueeze(-1) & ~selling, less, size)
     return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
+
+
+def units_toward(weights: Tensor, account: Account, equity: Tensor, mark: Tensor, judged: Tensor) -> Tensor:
+    """Signed units (N, A) from what is held to target weights (N, A), 0 where not judged.
+
+    What is held of an asset that cannot be traded now is not there to be shared out: weights are of the rest.
+    """
+    free = equity - (account.shares * mark).masked_fill(judged, 0.0).sum(-1)
+    return weights * free.unsqueeze(-1) / mark.masked_fill(~judged, 1.0) - account.shares
 
 
 @dataclass(frozen=True)
@@ -79,7 +149,7 @@ class Trades(ActionScheme):
     def space(self, n_assets: int) -> gymnasium.Space:
         return gymnasium.spaces.Box(-1.0, 1.0, (n_assets,), np.float32)
 
-    def orders(self, action, account, equity, mark, judged, rules):
+    def orders(self, action, account, equity, mark, judged, rules, row=None):
         value = action.to(mark.dtype).clamp(-1, 1) * (self.max_trade * equity).unsqueeze(-1)
         wanted = value / mark.masked_fill(~judged, 1.0)
         return to_orders(wanted, account, mark, judged, rules)
@@ -102,25 +172,104 @@ class TargetWeights(ActionScheme):
     def space(self, n_assets: int) -> gymnasium.Space:
         return gymnasium.spaces.Box(-1.0, 1.0, (n_assets + 1,), np.float32)
 
-    def orders(self, action, account, equity, mark, judged, rules):
+    def orders(self, action, account, equity, mark, judged, rules, row=None):
         logits = action.to(mark.dtype).clamp(-1, 1) * self.sharpness
         logits = torch.cat([logits[:, :-1].masked_fill(~judged, -torch.inf), logits[:, -1:]], dim=-1)
         weights = torch.softmax(logits, dim=-1)[:, :-1]
-        # What is held of an asset that cannot be traded now is not there to be shared out.
-        free = equity - (account.shares * mark).masked_fill(judged, 0.0).sum(-1)
-        wanted = weights * free.unsqueeze(-1) / mark.masked_fill(~judged, 1.0) - account.shares
+        return to_orders(units_toward(weights, account, equity, mark, judged), account, mark, judged, rules)
+
+
+@dataclass(frozen=True)
+class SignalSize(ActionScheme):
+    """Box(-1, 1, (2,)) of a market of one symbol: a direction d and a size f = (action_1 + 1) / 2.
+
+        d >  threshold   buy for f * cash
+        d < -threshold   sell f of the holding
+        else             hold
+
+    Gradients reach the size alone: the direction is a choice.
+
+    threshold: in [0, 1).
+    """
+
+    threshold: float = 0.1
+    name = "signal_size"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise InputError(f"threshold={self.threshold}: accepted are 0 <= threshold < 1")
+
+    def space(self, n_assets: int) -> gymnasium.Space:
+        if n_assets != 1:
+            raise InputError(f"action scheme 'signal_size' trades a market of one symbol, this one has {n_assets}")
+        return gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def orders(self, action, account, equity, mark, judged, rules, row=None):
+        direction, size = action.to(mark.dtype).clamp(-1, 1).split(1, dim=-1)
+        share = (size + 1) / 2
+        bought = share * account.cash.unsqueeze(-1) / mark.masked_fill(~judged, 1.0)
+        wanted = torch.where(direction > self.threshold, bought, 0.0)
+        wanted = torch.where(direction < -self.threshold, -share * account.shares, wanted)
         return to_orders(wanted, account, mark, judged, rules)
 
 
-SCHEMES: dict[str, type[ActionScheme]] = {"trades": Trades, "weights": TargetWeights}
+@dataclass(frozen=True)
+class Regimes(ActionScheme):
+    """Discrete(12): one of twelve portfolios defined by factors, see `environments.regimes`.
+
+    Assets that cannot be judged now get no weight and are left as they are held. HOLD sends no orders.
+    """
+
+    name = "regimes"
+    n_factors = N_FACTORS
+
+    def space(self, n_assets: int) -> gymnasium.Space:
+        return gymnasium.spaces.Discrete(len(REGIMES))
+
+    def factors(self, bars, extra):
+        return asset_factors(bars, extra)
+
+    def rows(self, factors, judged):
+        return target_weights(factors, judged)
+
+    def orders(self, action, account, equity, mark, judged, rules, row=None):
+        if row is None:
+            raise ValueError("the orders of a regime need the row of its table: (N, 12, A) target weights")
+        weights = row[torch.arange(len(action), device=action.device), action]
+        wanted = units_toward(weights, account, equity, mark, judged)
+        return to_orders(wanted.masked_fill((action == HOLD).unsqueeze(-1), 0.0), account, mark, judged, rules)
 
 
-def build_scheme(name: str, **options: float) -> ActionScheme:
+SCHEMES: dict[str, type[ActionScheme]] = {kind.name: kind for kind in (Trades, TargetWeights, SignalSize, Regimes)}
+
+
+def find_scheme(name: str) -> type[ActionScheme]:
+    """The class of the action scheme `name`: built in, or an entry point of the group "drl_agents.actions".
+
+    Raises:
+        InputError: nothing has that name (the message lists what does), or what has it is no action scheme.
+    """
+    if name in SCHEMES:
+        return SCHEMES[name]
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in installed:
+        raise InputError(f"action scheme {name!r}: accepted are {', '.join((*SCHEMES, *installed))}")
+    kind = installed[name].load()
+    sound = isinstance(kind, type) and issubclass(kind, ActionScheme) and is_dataclass(kind)
+    # Frozen, so that it can be part of the key its table is remembered under; named as it is asked for, so
+    # that a model finds it again.
+    if not sound or not kind.__dataclass_params__.frozen or kind.name != name:
+        wanted = f"a frozen dataclass derived from ActionScheme with the name {name!r}"
+        raise InputError(f"action scheme {name!r}: {installed[name].value} is not {wanted}")
+    return kind
+
+
+def build_scheme(name: str, **options: Any) -> ActionScheme:
     """The action scheme `name` with its options; unknown names and options are listed."""
-    if name not in SCHEMES:
-        raise InputError(f"action scheme {name!r}: accepted are {', '.join(SCHEMES)}")
-    accepted = SCHEMES[name].__dataclass_fields__
+    kind = find_scheme(name)
+    accepted = [item.name for item in fields(kind)]
     unknown = sorted(set(options) - set(accepted))
     if unknown:
-        raise InputError(f"action scheme {name!r} has no option {', '.join(unknown)}: accepted are {', '.join(accepted)}")
-    return SCHEMES[name](**options)
+        said = ", ".join(accepted) or "none"
+        raise InputError(f"action scheme {name!r} has no option {', '.join(unknown)}: accepted are {said}")
+    return kind(**options)

@@ -12,7 +12,7 @@ The market's tensors are shared; what is private to an environment is allocated 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from environments.actions import build_scheme
+from environments.bar_table import BarRow, bar_table
 from environments.episodes import EpisodeStarts, Segments, check_within, per_member
 from environments.errors import InputError
 from environments.features import compute_features
@@ -28,7 +29,7 @@ from environments.frictions import Frictions, slippage_table
 from environments.market import Market
 from environments.observation import Observation, account_size, account_vector
 from environments.portfolio import equity, match, open_account, settle
-from environments.rewards import reward_term
+from environments.rewards import Outcome, parse_reward, reward_scale
 from environments.rules import RuleBook
 from environments.vec_env import Step, VecEnv
 
@@ -43,9 +44,11 @@ class MarketVecEnv(VecEnv):
             market's own segments. Where starts are random, each must lie inside one of the market's.
         n_members: P, learners that share the environments equally; N is a multiple of P.
         lookback: bars an observation shows, 1..256.
-        action: name of the action scheme; `max_trade`, `sharpness`: its options (see `environments.actions`).
-        reward: name of the reward term. It is divided by the standard deviation of the equal-weight one-bar return over the
-            member's segments, so that learners meet rewards of order one in any market.
+        action: name of the action scheme; `max_trade`, `sharpness`, `threshold`: options of the built-in ones,
+            `action_options`: of any, by name (see `environments.actions`).
+        reward: a reward term, or several with their weights (see `environments.rewards`). Returns in it are divided by
+            the standard deviation of the equal-weight one-bar return over the member's segments, so that learners meet
+            rewards of order one in any market.
         episode_length: bars after which an episode is truncated; None: at the end of its segment.
         initial_cash: currency an episode begins with.
         ruin: the share of the initial cash at or under which an episode is terminated.
@@ -53,7 +56,7 @@ class MarketVecEnv(VecEnv):
         fill_at: "open" or "close" of the filling bar.
         commission_bps, spread_bps, slippage_bps, impact_coef: see `Frictions`; None takes the venue's.
         slippage_seed: seed of the slippage draws.
-        rules: asset rules; None takes the venue's.
+        rules: asset rules: a `RuleBook`, or overrides by symbol (`RuleBook.from_dict`); None takes the venue's.
         features: names of the features; None takes all.
         random_start: episodes start at random bars; else environment j of a member walks the member's segment
             j (modulo their number) from its first bar, every time.
@@ -74,6 +77,8 @@ class MarketVecEnv(VecEnv):
         action: str = "trades",
         max_trade: float | None = None,
         sharpness: float | None = None,
+        threshold: float | None = None,
+        action_options: Mapping[str, Any] | None = None,
         reward: str = "excess",
         episode_length: int | None = 1_000,
         initial_cash: float = 100_000.0,
@@ -85,7 +90,7 @@ class MarketVecEnv(VecEnv):
         slippage_bps: float | None = None,
         impact_coef: float | None = None,
         slippage_seed: int = 0,
-        rules: RuleBook | None = None,
+        rules: RuleBook | Mapping[str, Mapping[str, Any]] | None = None,
         features: Sequence[str] | None = None,
         random_start: bool = True,
         seed: int | Sequence[int] = 0,
@@ -93,15 +98,16 @@ class MarketVecEnv(VecEnv):
         _check(n_envs >= 1, f"n_envs={n_envs}: at least 1 is needed")
         _check(n_envs % n_members == 0, f"n_envs={n_envs} is not a multiple of n_members={n_members}")
         _check(1 <= lookback <= 256, f"lookback={lookback}: accepted are 1 to 256 bars")
-        _check(decision_lag >= 1, f"decision_lag={decision_lag}: an order cannot fill in a bar its decision has seen; at least 1")
+        _check(decision_lag >= 1, f"decision_lag={decision_lag}: at least 1, no order fills in a bar its decision saw")
         _check(fill_at in ("open", "close"), f"fill_at={fill_at!r}: accepted are open, close")
         _check(episode_length is None or episode_length >= 1, f"episode_length={episode_length}: at least 1 bar")
-        _check(initial_cash > 0 and 0 <= ruin < 1, f"initial_cash={initial_cash}, ruin={ruin}: initial_cash > 0, 0 <= ruin < 1")
+        _check(initial_cash > 0 and 0 <= ruin < 1, f"initial_cash={initial_cash} > 0, 0 <= ruin={ruin} < 1 are needed")
         self.market, self.n_envs, self.n_members, self.lookback = market, n_envs, n_members, lookback
         self.device = market.device
         self.decision_lag, self.fill_at, self.initial_cash, self.ruin = decision_lag, fill_at, initial_cash, ruin
-        self.scheme = build_scheme(action, **_given(max_trade=max_trade, sharpness=sharpness))
-        self.reward_name, self._reward = reward, reward_term(reward)
+        own = _given(max_trade=max_trade, sharpness=sharpness, threshold=threshold)
+        self.scheme = build_scheme(action, **{**(action_options or {}), **own})
+        self.reward_name, self._reward = reward, parse_reward(reward)
         self.episode_length = episode_length
         self.frictions = Frictions.for_venue(
             market.asset_class,
@@ -110,7 +116,7 @@ class MarketVecEnv(VecEnv):
             ),
         )
         self.slippage_seed = slippage_seed
-        self.rule_book = rules or RuleBook(market.asset_class)
+        self.rule_book = rules if isinstance(rules, RuleBook) else RuleBook.from_dict(market.asset_class, rules or {})
         self.rules = self.rule_book.tensors(market.symbols, self.device, market.dtype)
         self.features = compute_features(market, None if features is None else tuple(features))
         self.rows = self.features.rows
@@ -120,14 +126,17 @@ class MarketVecEnv(VecEnv):
         self.single_action_space = self.scheme.space(market.n_assets)
 
         judged = self.features.ready & market.close.isfinite()
-        self._bars = _bar_table(market, judged, fill_at, self._slip())
+        self._bars = bar_table(market, judged, fill_at, self._slip())
+        # What can be judged depends on the features alone.
+        key = ("action table", self.scheme, self.features.names)
+        self._action_table = market.once(key, lambda: self.scheme.table(market, judged))
         self.member_segments = per_member(market.segments() if segments is None else segments, n_members)
         if random_start:  # a walk is an account that lives through pauses; an episode never spans one
             check_within(self.member_segments, market.segments())
         self.starts = EpisodeStarts(
             self.member_segments, judged.any(1), n_envs, lookback, episode_length, random_start, seed, self.device
         )
-        self.reward_scale = _reward_scale(market, self.member_segments).repeat_interleave(n_envs // n_members)
+        self.reward_scale = reward_scale(market, self.member_segments).repeat_interleave(n_envs // n_members)
         self._allocate()
         self.reset()
 
@@ -148,6 +157,10 @@ class MarketVecEnv(VecEnv):
         self.elapsed = torch.zeros(n, dtype=torch.int64, device=device)
         self.fees = torch.zeros(n, dtype=dtype, device=device)
         self.traded_value = torch.zeros(n, a, dtype=dtype, device=device)
+        self.reward_memory = {
+            name: torch.full((n, *shape), first, dtype=dtype, device=device)
+            for name, (shape, first) in self._reward.memory.items()
+        }
         self._state = torch.zeros(n, self.state_size, device=device)
         self._first_state = torch.zeros(1, self.state_size, device=device)
         self._first_state[:, 0] = 1.0  # all in cash, nothing held, nothing traded
@@ -174,7 +187,9 @@ class MarketVecEnv(VecEnv):
     def _advance(self, action: Tensor, start: Tensor, stop: Tensor) -> Step:
         """One step of tensors alone, without a branch on a value; episodes that end go on at `start`."""
         now, after = self.bar_row(self.bar), self.bar_row(self.bar + 1)
-        orders = self.scheme.orders(action, self.account, self.equity, now.mark, now.judged, self.rules)
+        orders = self.scheme.orders(
+            action, self.account, self.equity, now.mark, now.judged, self.rules, self.action_row(self.bar)
+        )
         if self.decision_lag > 1:
             orders, queued = self.pending[0].clone(), orders
             self.pending.copy_(torch.cat([self.pending[1:], queued.unsqueeze(0)]))
@@ -182,9 +197,11 @@ class MarketVecEnv(VecEnv):
         account = settle(self.account, fills)
         marked = equity(account, after.mark)
         held = (self.holder_units * after.mark).sum(-1)
-        reward = self._reward(self.equity, marked, self.holder_value, held) * self.reward_scale
+        outcome = Outcome(self.equity, marked, self.holder_value, held, fills.value, account.shares, after.mark)
+        remembered = list(self.reward_memory.values())
+        reward, memory = self._reward(outcome, remembered, self.reward_scale)
 
-        torch._foreach_copy_(list(self.account), list(account))
+        torch._foreach_copy_([*self.account, *remembered], [*account, *memory])
         self.equity.copy_(marked)
         self.last_equity.copy_(marked)  # of the step itself: `equity` starts anew where an episode ends
         self.last_shares.copy_(account.shares)
@@ -214,22 +231,29 @@ class MarketVecEnv(VecEnv):
         for holding in self.account[1:]:
             holding.masked_fill_(wide, 0)
         self.pending.masked_fill_(wide, 0)
+        for name, (shape, first) in self._reward.memory.items():
+            self.reward_memory[name].masked_fill_(wide if shape else done, first)
         self.equity.masked_fill_(done, self.initial_cash)
-        first = self.bar_row(self.bar)
-        count = first.judged.sum(-1, keepdim=True, dtype=first.mark.dtype).clamp(min=1)
-        value = (self.initial_cash / count).expand_as(first.mark).masked_fill(~first.judged, 0.0)
-        units = value / first.mark.masked_fill(~first.judged, 1.0)
+        row = self.bar_row(self.bar)
+        count = row.judged.sum(-1, keepdim=True, dtype=row.mark.dtype).clamp(min=1)
+        value = (self.initial_cash / count).expand_as(row.mark).masked_fill(~row.judged, 0.0)
+        units = value / row.mark.masked_fill(~row.judged, 1.0)
         self.holder_units.copy_(torch.where(wide, units, self.holder_units))
         self.holder_value.masked_fill_(done, self.initial_cash)
 
     def bar_row(self, bar: Tensor) -> BarRow:
         return BarRow(self._bars.index_select(0, bar), self.market.n_assets)
 
+    def action_row(self, bar: Tensor) -> Tensor | None:
+        """(N, ...) what the action scheme worked out of the market up to each of the bars (N,), if it does."""
+        return None if self._action_table is None else self._action_table.index_select(0, bar)
+
     # --------------------------------------------------------------------------------------- persistence
 
     def state_dict(self) -> dict[str, Any]:
         buffers = {name: getattr(self, name).clone() for name in _BUFFERS}
         account = {f"account.{name}": value.clone() for name, value in self.account._asdict().items()}
+        account |= {f"reward.{name}": value.clone() for name, value in self.reward_memory.items()}
         return {**buffers, **account, "state": self._state.clone(), "starts": self.starts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,6 +261,8 @@ class MarketVecEnv(VecEnv):
             getattr(self, name).copy_(state[name])
         for name, value in self.account._asdict().items():
             value.copy_(state[f"account.{name}"])
+        for name, value in self.reward_memory.items():
+            value.copy_(state[f"reward.{name}"])
         self._state.copy_(state["state"])
         self.starts.load_state_dict(state["starts"])
 
@@ -253,36 +279,6 @@ class MarketVecEnv(VecEnv):
 _BUFFERS = (
     "equity", "holder_units", "holder_value", "pending", "bar", "stop", "elapsed", "fees", "traded_value",
 )  # fmt: skip
-
-
-class BarRow:
-    """Columns of one bar for N environments, views of a single gather."""
-
-    def __init__(self, packed: Tensor, n_assets: int) -> None:
-        columns = packed.split(n_assets, dim=-1)
-        self.price, self.mark = columns[0], columns[1]
-        self.fillable, self.judged = columns[2] > 0, columns[3] > 0
-        self.slip = columns[4] if len(columns) > 4 else None
-
-
-def _bar_table(market: Market, judged: Tensor, fill_at: str, slip: Tensor | None) -> Tensor:
-    """(B, 4A or 5A): fill price, mark, fillable, judged[, slip] side by side, so that a step gathers once."""
-    quote = market.open if fill_at == "open" else market.close
-    fillable = market.tradable & quote.isfinite()
-    price = torch.where(fillable, quote, market.mark)
-    flags = (fillable.to(market.dtype), judged.to(market.dtype))
-    return torch.cat([price, market.mark, *flags, *([] if slip is None else [slip])], dim=1)
-
-
-def _reward_scale(market: Market, member_segments: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-    """(P,) one over the standard deviation of the equal-weight one-bar return in each member's segments."""
-    mark = market.mark
-    known = (mark[:-1] > 0) & (mark[1:] > 0)
-    change = torch.where(known, mark[1:] / mark[:-1].clamp(min=1e-30) - 1, 0.0)
-    mean = change.sum(1) / known.sum(1).clamp(min=1)
-    spreads = [torch.cat([mean[a : b - 1] for a, b in own]).std() for own in member_segments]
-    spread = torch.stack(spreads)
-    return torch.where(spread > 0, 1 / spread, 1.0)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:

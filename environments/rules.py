@@ -9,9 +9,11 @@ dollar (https://docs.alpaca.markets/docs/fractional-trading).
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +84,40 @@ def default_rule(symbol: str, asset_class: str) -> AssetRule:
     return AssetRule(increment, minimum, CRYPTO_DEFAULT.min_notional)
 
 
+def overridden_rule(symbol: str, asset_class: str, changes: Mapping[str, Any]) -> AssetRule:
+    """The venue's rule for `symbol` with some of it changed.
+
+    Args:
+        changes: any of increment, min_quantity, min_notional (numbers) and fractional. `fractional: False` starts from
+            whole shares instead of the venue's rule, and takes whole increments only.
+
+    Raises:
+        InputError: an unknown key (the nearest accepted one is named), a value that is no such number.
+    """
+    accepted = (*(item.name for item in fields(AssetRule)), "fractional")
+    if not isinstance(changes, Mapping):
+        raise InputError(f"rules of {symbol}: {changes!r} is no table of {', '.join(accepted)}")
+    for key in changes:
+        if key not in accepted:
+            close = difflib.get_close_matches(str(key), accepted, n=1, cutoff=0.4)
+            hint = f" (nearest: {close[0]})" if close else ""
+            raise InputError(f"rules of {symbol}: unknown key {key!r}{hint}: accepted are {', '.join(accepted)}")
+    sizes = dict(changes)
+    fractional = sizes.pop("fractional", True)
+    if not isinstance(fractional, bool):
+        raise InputError(f"rules of {symbol}: fractional is {fractional!r}, accepted are true, false")
+    for key, value in sizes.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf or (key == "increment" and value == 0):
+            wanted = "a number > 0" if key == "increment" else "a number >= 0"
+            raise InputError(f"rules of {symbol}: {key} is {value!r}, accepted is {wanted}")
+    venue = default_rule(symbol, asset_class)
+    rule = AssetRule(**{**asdict(venue if fractional else WHOLE_SHARES), **{k: float(v) for k, v in sizes.items()}})
+    if not fractional and rule.increment % 1:
+        raise InputError(f"rules of {symbol}: increment is {rule.increment:g}, whole shares need a whole number")
+    return rule
+
+
 class RuleTensors(NamedTuple):
     """The rules of A assets as tensors (A,), in the order of the market's symbols."""
 
@@ -112,13 +148,12 @@ class RuleBook:
             raise InputError(f"rules name {', '.join(unknown)}, but the market holds {', '.join(symbols)}")
         rules = [self.rule(symbol) for symbol in symbols]
         columns = ("increment", "min_quantity", "min_notional")
-        return RuleTensors(
-            *(torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns)
-        )
+        return RuleTensors(*(torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns))
 
     def to_dict(self, symbols: Sequence[str]) -> dict[str, dict[str, float]]:
         return {symbol: asdict(self.rule(symbol)) for symbol in symbols}
 
     @classmethod
-    def from_dict(cls, asset_class: str, rules: Mapping[str, Mapping[str, float]]) -> RuleBook:
-        return cls(asset_class, {symbol: AssetRule(**rule) for symbol, rule in rules.items()})
+    def from_dict(cls, asset_class: str, rules: Mapping[str, Mapping[str, Any]]) -> RuleBook:
+        """A book with overrides by symbol, each as `overridden_rule` takes it; what one leaves out is the venue's."""
+        return cls(asset_class, {symbol: overridden_rule(symbol, asset_class, own) for symbol, own in rules.items()})

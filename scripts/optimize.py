@@ -8,6 +8,7 @@ from pathlib import Path
 from drl_agents.deployment.gate import GateLimits
 from drl_agents.deployment.main_job import JobResult, JobSettings, run_main_job
 from drl_agents.training.commandline import DataOptions, OutputOptions, run, terminal
+from drl_agents.training.config import read_rules
 from drl_agents.training.interrupt import Interrupt
 from environments.errors import InputError
 
@@ -47,7 +48,11 @@ class Options:
     deploy: bool = True
     """make the model its market's champion if it passes the gate"""
     action: str = "trades"
-    """what actions mean: trades, weights"""
+    """what actions mean: trades, weights, signal_size (of a market of one symbol), regimes, or an installed scheme"""
+    rules: Path | None = None
+    """YAML file of order sizes by symbol: increment, min_quantity, min_notional, fractional; default: the venue's"""
+    reward: str | None = None
+    """a reward term, or several with weights (excess:1,turnover:0.1); default: searched"""
     episode_length: int = 1_000
     """bars of a training episode"""
     decision_lag: int = 1
@@ -70,10 +75,12 @@ class Options:
 
     def settings(self) -> JobSettings:
         names = (
-            "action", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps", "spread_bps",
+            "action", "reward", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps", "spread_bps",
             "slippage_bps", "impact_coef",
         )  # fmt: skip
         env_options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.rules is not None:
+            env_options["rules"] = read_rules(self.rules)
         same = set(JobSettings.__dataclass_fields__) & set(Options.__dataclass_fields__)
         return JobSettings(**{name: getattr(self, name) for name in same}, env_options=env_options)
 
@@ -83,7 +90,9 @@ def main(options: Options) -> int:
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")
     if not 1 <= options.test_groups < options.n_splits:
-        raise InputError(f"--test-groups {options.test_groups}: accepted are 1 to {options.n_splits - 1}, fewer than --n-splits")
+        raise InputError(
+            f"--test-groups {options.test_groups}: accepted are 1 to {options.n_splits - 1}, fewer than --n-splits"
+        )
     market = options.bars.market()
     with Interrupt() as interrupt:
         result = run_main_job(
@@ -104,7 +113,11 @@ def tell(result: JobResult, options: Options) -> None:
     for name in ("sharpe", "total_return", "max_drawdown", "n_trades"):
         print(f"{name:>14}: {_text(model[name]['value'])}   holding equal weight: {_text(held[name]['value'])}")
     if result.verdict.passed:
-        print(f"the gate passed it; deployed to {result.deployed}" if result.deployed else "the gate passed it; not deployed")
+        print(
+            f"the gate passed it; deployed to {result.deployed}"
+            if result.deployed
+            else "the gate passed it; not deployed"
+        )
     else:
         print("the gate refused it:")
         for reason in result.verdict.reasons:

@@ -1,6 +1,6 @@
 """Bundles: a trained policy with all that is needed to run it as it was trained, and to refuse anything else.
 
-    bundle.json          the manifest: market, features, observation, actions, costs, rules, lineage, and the SHA-256 of each file
+    bundle.json          the manifest: market, features, observation, actions, costs, rules, lineage, SHA-256 of files
     policy.safetensors   weights and normalisers
 
 The bundle's id is the SHA-256 of the manifest, so a change of any byte of either file is found. Loading runs no code
@@ -38,10 +38,10 @@ MANIFEST, WEIGHTS = "bundle.json", "policy.safetensors"
 
 def env_options(env: MarketVecEnv) -> dict[str, Any]:
     """The options that make an environment trade as `env` does, JSON-able."""
-    scheme = {"action": env.scheme.name, **vars(env.scheme)}
     return {
         "lookback": env.lookback,
-        **scheme,
+        "action": env.scheme.name,
+        "action_options": env.scheme.options,
         "reward": env.reward_name,
         "initial_cash": env.initial_cash,
         "ruin": env.ruin,
@@ -81,15 +81,27 @@ class Bundle:
         for field in ("symbols", "timeframe", "asset_class", "extra"):
             if own[field] != here[field]:
                 raise InputError(
-                    f"bundle {self.id[:12]} does not fit: its {field} is {own[field]!r}, the market's is {here[field]!r}"
+                    f"bundle {self.id[:12]} does not fit: "
+                    f"its {field} is {own[field]!r}, the market's is {here[field]!r}"
                 )
 
-    def env(self, market: Market, window: tuple[int, int], decision_lag: int | None = None) -> MarketVecEnv:
-        """An environment of one that walks `window` of `market` as the model was trained to trade."""
+    def env(
+        self, market: Market, window: tuple[int, int], decision_lag: int | None = None, **overrides: Any
+    ) -> MarketVecEnv:
+        """An environment of one that walks `window` of `market` as the model was trained to trade.
+
+        decision_lag, overrides: options of the bundle's environment to replace; None keeps the bundle's.
+
+        Raises:
+            InputError: the market does not fit, or the bundle's environment has no such option.
+        """
         self.check_market(market)
-        options = dict(self.manifest["env"]["options"])
-        if decision_lag is not None:
-            options["decision_lag"] = decision_lag
+        own = self.manifest["env"]["options"]
+        changes = {k: v for k, v in {"decision_lag": decision_lag, **overrides}.items() if v is not None}
+        if unknown := sorted(set(changes) - set(own)):
+            accepted = ", ".join(own)
+            raise InputError(f"bundle {self.id[:12]} has no option {', '.join(unknown)}: accepted are {accepted}")
+        options = {**own, **changes}
         rules = RuleBook.from_dict(market.asset_class, self.manifest["rules"])
         env = build_env(
             self.manifest["env"]["name"],

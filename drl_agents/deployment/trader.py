@@ -33,7 +33,6 @@ from environments.observation import Observation, account_vector, build_observat
 from environments.portfolio import Fills, equity, open_account, settle
 from environments.rules import RuleBook
 
-_SCHEME_OPTIONS = ("max_trade", "sharpness")
 _STATE_EVERY = 1.0  # seconds between writes of state.json while bars come fast
 
 
@@ -64,10 +63,14 @@ class PaperTrader:
         self.bundle, self.broker, self.folder, self.name = bundle, broker, Path(folder), name
         self.symbols: list[str] = market["symbols"]
         self.lookback, self.lag = options["lookback"], options["decision_lag"]
-        self.scheme = build_scheme(options["action"], **{k: options[k] for k in _SCHEME_OPTIONS if k in options})
+        # By name, as models were written before an action scheme could bring options of its own.
+        named = {name: options[name] for name in ("max_trade", "sharpness") if name in options}
+        self.scheme = build_scheme(options["action"], **{**options.get("action_options", {}), **named})
         book = RuleBook.from_dict(market["asset_class"], manifest["rules"])
         self.rules = book.tensors(self.symbols, torch.device("cpu"), torch.float64)
-        self.view = MarketView(len(self.symbols), options["features"], market["extra"], self.lookback, torch.float64)
+        self.view = MarketView(
+            len(self.symbols), options["features"], market["extra"], self.lookback, torch.float64, self.scheme
+        )
         self.account = open_account(torch.tensor([broker.cash()], dtype=torch.float64), len(self.symbols))
         self.initial = self.peak = float(self.account.cash)
         self.worst = self.fees = 0.0
@@ -111,7 +114,8 @@ class PaperTrader:
         rows = self.view.rows
         seen = Observation(torch.tensor([len(rows) - 1]), account_vector(self.account, mark, value))
         action = self.bundle.decide(build_observation(rows, seen, self.lookback).unsqueeze(0))[0]
-        units = self.scheme.orders(action, self.account, value, mark, judged, self.rules)[0].tolist()
+        row = self.view.action_row
+        units = self.scheme.orders(action, self.account, value, mark, judged, self.rules, row)[0].tolist()
         orders = [
             Order(f"{self.bundle.id[:12]}-{bar.timestamp}-{symbol}", symbol, "buy" if u > 0 else "sell", abs(u))
             for symbol, u in zip(self.symbols, units, strict=True)

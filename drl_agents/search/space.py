@@ -52,15 +52,19 @@ SPACE: tuple[Parameter, ...] = (
     Parameter("log_std", "network", -1.5, 0.0),
     Parameter("lookback", "env", choices=(1, 4, 8)),
     Parameter("max_trade", "env", 0.1, 1.0, log=True, scheme="trades"),
+    Parameter("sharpness", "env", 1.0, 20.0, log=True, scheme="weights"),
+    Parameter("threshold", "env", 0.0, 0.5, scheme="signal_size"),
     Parameter("reward", "env", choices=("excess", "log_return")),
 )
 MAX_LOOKBACK = max(next(p for p in SPACE if p.name == "lookback").choices)
 
 
 def suggest(trial: optuna.trial.BaseTrial, fixed: Mapping[str, Any] | None = None) -> TrialConfig:
-    """Draw a configuration. `fixed` holds environment options that are not searched, and overrides."""
+    """Draw a configuration. `fixed` holds environment options that are not searched."""
     scheme = (fixed or {}).get("action", "trades")
-    return config_from({p.name: p.suggest(trial) for p in SPACE if p.scheme in (None, scheme)}, fixed)
+    return config_from(
+        {p.name: p.suggest(trial) for p in SPACE if p.scheme in (None, scheme) and p.name not in (fixed or {})}, fixed
+    )
 
 
 def config_from(params: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> TrialConfig:

@@ -1,6 +1,7 @@
 """MarketView: what a live trader has seen of the market, as the features training saw.
 
-Keeps the last `features.MEMORY` bars and computes the newest row from them with the same functions.
+Keeps the last `features.MEMORY` bars and computes the newest row from them with the same functions; so, too, what an
+action scheme reads of the market.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from environments.actions import ActionScheme
 from environments.errors import InputError
 from environments.features import MEMORY, Bars, asset_features
 from environments.live.broker import Bar
@@ -23,11 +25,17 @@ class MarketView:
     Args:
         n_assets: A. features: names, as in training. extra: names of the bars' further columns.
         lookback: L, rows kept.
-        dtype: of the marks.
+        dtype: of the marks and of the scheme's row. scheme: the action scheme that trades on the view.
     """
 
     def __init__(
-        self, n_assets: int, features: Sequence[str], extra: Sequence[str], lookback: int, dtype: torch.dtype
+        self,
+        n_assets: int,
+        features: Sequence[str],
+        extra: Sequence[str],
+        lookback: int,
+        dtype: torch.dtype,
+        scheme: ActionScheme | None = None,
     ) -> None:
         self.names, self.extra, self.lookback, self.dtype = tuple(features), tuple(extra), lookback, dtype
         # Twice the memory: the newest MEMORY bars are always one slice, and are moved to the front once it is full.
@@ -36,6 +44,8 @@ class MarketView:
         self._rows: deque[np.ndarray] = deque(maxlen=lookback)
         self._mark = np.zeros(n_assets)
         self._judged = np.zeros(n_assets, dtype=bool)
+        self._scheme = scheme if scheme is not None and scheme.n_factors else None
+        self._factors = np.zeros((n_assets, 0 if self._scheme is None else self._scheme.n_factors))
         self.timestamp: int | None = None
 
     def replay(self, bars: Sequence[Bar]) -> None:
@@ -53,6 +63,7 @@ class MarketView:
             raise InputError(f"bar {bar.timestamp} came after bar {self.timestamp}: bars must be in order")
         self.timestamp = bar.timestamp
         row = np.full((len(self._counts), len(self.names)), np.nan, dtype=np.float32)
+        self._factors.fill(np.nan)
         columns = (bar.open, bar.high, bar.low, bar.close, bar.volume)
         for i in range(len(self._counts)):
             if not np.isfinite(bar.close[i]):
@@ -60,7 +71,10 @@ class MarketView:
             own = self._remember(i, [*(c[i] for c in columns), *bar.extra[i]])
             self._mark[i] = bar.close[i]
             if compute:
-                row[i] = asset_features(Bars(*own[:5]), dict(zip(self.extra, own[5:], strict=True)), self.names)[-1]
+                bars, extra = Bars(*own[:5]), dict(zip(self.extra, own[5:], strict=True))
+                row[i] = asset_features(bars, extra, self.names)[-1]
+                if self._scheme is not None:
+                    self._factors[i] = self._scheme.factors(bars, extra)[-1]
         judged = np.isfinite(row).all(axis=1)
         row[~judged] = np.nan
         self._judged = judged
@@ -91,3 +105,10 @@ class MarketView:
     def judged(self) -> Tensor:
         """(1, A) bool: the asset has a bar now, with all its features."""
         return torch.from_numpy(self._judged).unsqueeze(0)
+
+    @property
+    def action_row(self) -> Tensor | None:
+        """(1, ...) the row of the scheme's table at the newest bar; None for a scheme without a table."""
+        if self._scheme is None:
+            return None
+        return self._scheme.rows(torch.from_numpy(self._factors).unsqueeze(0), self.judged).to(self.dtype)

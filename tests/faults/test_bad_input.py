@@ -113,7 +113,7 @@ OPTIMIZE = {
     "finer timeframe": (["--timeframe", "1h"], ("1h", "1d")),
     "bad timeframe": (["--timeframe", "1M"], ("'1M'", "5m")),
     "unknown source": (["--data-source", "nowhere"], ("'nowhere'", "sample", "synthetic")),
-    "option of another source": (["--data-source", "sample", "--synthetic-options", "n_bars=9"], ("--synthetic-options",)),
+    "option of another source": (["--synthetic-options", "n_bars=9"], ("--synthetic-options", "synthetic", "sample")),
     "unknown synthetic option": (
         ["--data-source", "synthetic", "--synthetic-options", "bars=9"],
         ("bars", "n_bars"),
@@ -125,7 +125,7 @@ OPTIMIZE = {
         ("20 bars", "about 40"),
     ),
     "one split": ([*MARKET, "--n-splits", "1"], ("--n-splits 1", "at least 2")),
-    "too many splits": ([*MARKET, "--n-splits", "400"], ("400 groups", "at most")),
+    "too many splits": ([*MARKET, "--n-splits", "400"], ("n_splits 400", "at most")),
     "all groups tested": ([*MARKET, "--n-splits", "3", "--test-groups", "3"], ("--test-groups 3", "1 to 2")),
     "unknown environment": ([*MARKET, "--env", "NoSuchEnv"], ("NoSuchEnv", "VectorizedCryptoEnvAlpaca")),
     "environment not importable": ([*MARKET, "--env", "no.such:Env"], ("no.such:Env", "No module")),

@@ -1,4 +1,4 @@
-"""The main job as a process of its own: killed, stopped by Ctrl-C once or twice, it goes on and ends as it would have."""
+"""The main job as a process of its own: killed, or stopped by Ctrl-C, it goes on and ends as it would have."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = (
-    "--study-name s --n-trials 3 --n-envs 4 --timesteps 1500 --n-splits 2 --test-groups 1 --n-seeds 1 --episode-length 60 "
-    "--data-source synthetic --synthetic-options kind=momentum,n_bars=420,sigma=0.02 --min-deflated-sharpe 0 --max-pbo 1"
+    "--study-name s --n-trials 3 --n-envs 4 --timesteps 800 --n-splits 2 --test-groups 1 --n-seeds 1 "
+    "--episode-length 60 --data-source synthetic --synthetic-options kind=momentum,n_bars=320,sigma=0.02 "
+    "--min-deflated-sharpe 0 --max-pbo 1"
 ).split()
 
 

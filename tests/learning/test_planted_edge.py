@@ -28,13 +28,13 @@ def signal_market(seed: int) -> Market:
 
 
 def earned(seed: int) -> tuple[float, float]:
-    """Log growth on the bars after the split: the trained policy's, and the best policy's through the same back-test."""
+    """Log growth on the bars after the split, both through the back-test: the trained policy's, the best one's."""
     market = signal_market(seed)
     own = {"max_trade": 1.0, "reward": "log_return", **FREE}
     env = VectorizedCryptoEnvAlpaca(market, 64, segments=[(0, SPLIT)], seed=seed, **own)
     config = PPOConfig(horizon_len=64, learning_rate=1e-3, gamma=0.9)
     agent = AgentPPO(PolicySpec.of(env, hidden=(64, 64)), config, (seed,))
-    agent.policy.row_normalizer.set(*env.normalizer_stats())
+    agent.policy.fit_normalizer(env)
     train(agent, env, Budget(iterations=60))
 
     walk = VectorizedCryptoEnvAlpaca(market, 1, segments=[(SPLIT, END)], random_start=False, episode_length=None, **own)

@@ -74,10 +74,11 @@ class Setup:
     clock: Sequence[int]  # UTC nanoseconds
     ranges: Sequence[tuple[int, int]]  # where episodes may walk
     costs: Costs
-    scheme: str  # "trades" or "weights"
+    scheme: str  # "trades", "weights", "signal_size" or "regimes"
     max_trade: float
     sharpness: float
-    reward: str  # "log_return" or "excess"
+    threshold: float
+    reward: dict[str, float]  # weights by term
     lag: int
     fill_at: str
     initial_cash: float
@@ -129,8 +130,10 @@ class ReferenceBooks:
         for i in buyable:
             self.holder_units[i] = own.initial_cash / len(buyable) / own.assets[i].mark(start)
         self.holder_value = own.initial_cash
+        self.curve = [own.initial_cash]  # equity at every close of the episode
+        self.moments = (0.0, 1.0)  # of returns in units of the market's deviation
 
-    def step(self, action: Sequence[float]) -> Outcome:
+    def step(self, action: Sequence[float] | int) -> Outcome:
         """Decide at the close of this bar, fill what is due in the next one, mark at the next one's close."""
         own = self.setup
         decided = self._decide(action)
@@ -143,17 +146,17 @@ class ReferenceBooks:
         marks = [asset.mark(self.tick) for asset in own.assets]
         equity = self.cash + sum(s * m for s, m in zip(self.shares, marks, strict=True))
         holder = sum(u * m for u, m in zip(self.holder_units, marks, strict=True))
-        if own.reward == "log_return":
-            reward = math.log(max(equity / self.equity, 1e-6))
-        else:
-            reward = (equity / self.equity - 1) - (holder / self.holder_value - 1)
+        self.curve.append(equity)
+        reward = 0.0
+        for term, weight in own.reward.items():
+            reward += weight * self._reward(term, holder, values, marks)
         self.equity, self.holder_value = equity, holder
 
         terminated = equity <= own.ruin * own.initial_cash
         out_of_bars = self.tick == self.stop - 1
         out_of_time = own.episode_length is not None and self.steps == own.episode_length
         return Outcome(
-            reward=reward * self.reward_scale,
+            reward=reward,
             terminated=terminated,
             truncated=(out_of_bars or out_of_time) and not terminated,
             equity=equity,
@@ -168,22 +171,57 @@ class ReferenceBooks:
             orders=decided,
         )
 
-    def _decide(self, action: Sequence[float]) -> list[float]:
+    def _reward(
+        self, term: str, holder: float, traded: Sequence[float], marks: Sequence[float]
+    ) -> float:
+        """What one term pays for the bar that ends with the last equity of the curve."""
+        before, after, scale = self.curve[-2], self.curve[-1], self.reward_scale
+        if term == "log_return":
+            return scale * math.log(max(after / before, 1e-6))
+        if term == "excess":
+            return scale * ((after / before - 1) - (holder / self.holder_value - 1))
+        if term == "turnover":
+            return -sum(traded) / before
+        if term == "concentration":
+            return -sum((s * m / max(after, 1e-12)) ** 2 for s, m in zip(self.shares, marks, strict=True))
+        if term == "drawdown":
+            return -scale * (fall_from_peak(self.curve) - fall_from_peak(self.curve[:-1]))
+        if term == "cvar":
+            return -scale * (tail_loss(self.curve) - tail_loss(self.curve[:-1]))
+        assert term == "differential_sharpe"
+        first, second = self.moments
+        r = scale * (after / before - 1)
+        slope = second * (r - first) - first * (r**2 - second) / 2
+        self.moments = (first + 0.01 * (r - first), second + 0.01 * (r**2 - second))
+        return slope / max(second - first**2, 0.01) ** 1.5
+
+    def _decide(self, action: Sequence[float] | int) -> list[float]:
         """Signed quantities the agent orders, seeing bars up to this one's close."""
         own = self.setup
         marks = [asset.mark(self.tick) for asset in own.assets]
         judged = [asset.judged(self.tick, own.warm_up) for asset in own.assets]
-        clipped = [min(max(float(a), -1.0), 1.0) for a in action]
+        clipped = [] if own.scheme == "regimes" else [min(max(float(a), -1.0), 1.0) for a in action]
+        frozen = sum(s * m for s, m, can in zip(self.shares, marks, judged, strict=True) if not can)
         wanted = [0.0 for _ in own.assets]
         if own.scheme == "trades":
             for i in range(len(own.assets)):
                 if judged[i]:
                     wanted[i] = clipped[i] * own.max_trade * self.equity / marks[i]
+        elif own.scheme == "signal_size":
+            fraction = (clipped[1] + 1) / 2
+            if judged[0] and clipped[0] > own.threshold:
+                wanted[0] = fraction * self.cash / marks[0]
+            elif judged[0] and clipped[0] < -own.threshold:
+                wanted[0] = -fraction * self.shares[0]
+        elif own.scheme == "regimes":
+            target = regime(int(action), own.assets, self.tick, judged)
+            for i in range(len(own.assets)):
+                if judged[i] and target is not None:
+                    wanted[i] = target[i] * (self.equity - frozen) / marks[i] - self.shares[i]
         else:
             # Only what can be judged, and cash, share the softmax; what cannot be judged is left alone.
             score = [math.exp(own.sharpness * a) for a in clipped]
             total = score[-1] + sum(s for s, can in zip(score[:-1], judged, strict=True) if can)
-            frozen = sum(s * m for s, m, can in zip(self.shares, marks, judged, strict=True) if not can)
             for i in range(len(own.assets)):
                 if judged[i]:
                     target = score[i] / total * (self.equity - frozen) / marks[i]
@@ -273,6 +311,48 @@ def round_down(quantity: float, increment: float) -> float:
 def reaches_minima(quantity: float, price: float, rule: Rule) -> bool:
     large_enough = quantity >= rule.min_quantity * (1 - SLACK)
     return quantity > 0 and large_enough and quantity * price >= rule.min_notional
+
+
+def fall_from_peak(curve: Sequence[float]) -> float:
+    return 1 - curve[-1] / max(curve)
+
+
+def tail_loss(curve: Sequence[float]) -> float:
+    """Minus the mean of the 5 worst of the last 100 returns; before the episode they were 0."""
+    returns = [0.0] * 100 + [b / a - 1 for a, b in zip(curve[:-1], curve[1:], strict=True)]
+    return -sum(sorted(returns[-100:])[:5]) / 5
+
+
+def regime(action: int, assets: Sequence[Asset], tick: int, judged: Sequence[bool]) -> list[float] | None:
+    """The target weights one of the twelve regimes stands for; None to hold."""
+    if action == 0:
+        return None
+    able = [i for i, can in enumerate(judged) if can]
+    if not able or action == 1:
+        return [0.0] * len(assets)
+    history = {i: [bar[3] for bar in assets[i].bars[: tick + 1] if bar is not None] for i in able}
+    long = [i for i in able if len(history[i]) >= 21]
+    change = {
+        i: [b / a - 1 for a, b in zip(history[i][-21:-1], history[i][-20:], strict=True)] for i in long
+    }
+    mean = {i: sum(change[i]) / 20 for i in long}
+    spread = {i: math.sqrt(sum((r - mean[i]) ** 2 for r in change[i]) / 20) for i in long}
+    momentum = {i: history[i][-1] / history[i][-21] - 1 for i in long}
+    factor = {
+        2: {}, 3: {}, 4: {}, 5: momentum, 6: {i: -spread[i] for i in long},
+        7: {i: mean[i] / max(spread[i], 1e-12) for i in long}, 8: {i: -history[i][-1] for i in able},
+        9: momentum, 11: momentum,
+    }  # fmt: skip
+    factor[10] = factor[7]
+    ranked = sorted(factor[action], key=lambda i: (-factor[action][i], i))
+    part = 0.3 if action == 11 else 0.5
+    best = ranked[: math.ceil(part * len(ranked) - 1e-9)]
+    if action == 11 and best:
+        units = [1.0 if i in best else 0.0 for i in range(len(assets))]
+    else:
+        units = [(2.0 if i in best else 1.0) if i in able else 0.0 for i in range(len(assets))]
+    invested = {2: 0.5, 3: 0.75, 9: 0.7, 10: 0.7}.get(action, 1.0)
+    return [invested * u / sum(units) for u in units]
 
 
 def reward_scale(assets: Sequence[Asset], ranges: Sequence[tuple[int, int]]) -> float:

@@ -60,7 +60,7 @@ def bundle_for(market: Market, folder: Path, **options) -> Bundle:
     kind = VectorizedCryptoEnvAlpaca if market.asset_class == "crypto" else VectorizedStockEnvAlpaca
     env = kind(market, 1, **options)
     policy = ActorCritic(PolicySpec.of(env, hidden=(16,)), seeds=(3,))
-    policy.row_normalizer.set(*env.normalizer_stats())
+    policy.fit_normalizer(env)
     with torch.no_grad():
         policy.actor.layers[-1].weight.mul_(60.0)
     return load_bundle(save_bundle(folder / "bundle", policy, 0, env, kind.__name__, {"study": "s", "trial": 1}))
@@ -108,7 +108,7 @@ def test_live_equals_backtest(request, tmp_path, kind, name):
 
 @pytest.mark.parametrize("start", [2 * MEMORY - 40, 3 * MEMORY - 40])
 def test_the_view_forgets_without_a_trace(make_market, random_bars, tmp_path, start):
-    """Past 2,048 bars of an asset the buffer is moved; past 3,072 once more. One asset's turn is later than the other's."""
+    """Past 2,048 bars of an asset the buffer is moved, past 3,072 once more; one asset's turn is the later."""
     bars = {"ETHUSDT": random_bars(7, start + 160, price=2_000.0), "SOLUSDT": random_bars(8, start + 160, listed=25)}
     market = make_market(bars)
     bundle = bundle_for(market, tmp_path, lookback=4)

@@ -47,7 +47,8 @@ def env(market):
 def policy(env) -> ActorCritic:
     """Two members, so that the one that is saved has to be picked."""
     made = ActorCritic(PolicySpec.of(env, hidden=(16,)), seeds=(1, 2))
-    made.row_normalizer.set(*(x.expand(2, -1) for x in env.normalizer_stats()))
+    halves = [[(0, 60)], [(60, 120)]]  # each member's normaliser its own
+    made.fit_normalizer(VectorizedCryptoEnvAlpaca(env.market, 2, n_members=2, lookback=3, segments=halves))
     return made.eval()
 
 

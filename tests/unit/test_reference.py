@@ -15,7 +15,7 @@ from tests.reference.books import Asset, Costs, ReferenceBooks, Rule, Setup
 
 TOLERANCE = 1e-9
 # What was compared in this session: shown by `pytest -s`, and asserted on at the end.
-seen = {"steps": 0, "error": 0.0, "episodes": 0, "trades": 0}
+seen = {"steps": 0, "error": 0.0, "episodes": 0, "trades": 0, "schemes": set(), "rewards": set(), "regimes": 0}
 
 costs = st.builds(
     Costs,
@@ -36,17 +36,26 @@ rules = st.sampled_from(
 worlds = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32),
-        "ticks": st.integers(12, 40),
+        "ticks": st.integers(12, 60),
         "assets": st.lists(rules, min_size=1, max_size=4),
         "missing": st.sampled_from([0.0, 0.15]),
         "idle": st.sampled_from([0.0, 0.1]),
         "jump": st.sampled_from([0.0, 0.1]),
         "pause": st.booleans(),
         "costs": costs,
-        "scheme": st.sampled_from(["trades", "weights"]),
+        "scheme": st.sampled_from(["trades", "weights", "signal_size", "regimes"]),
         "max_trade": st.sampled_from([0.1, 0.5, 1.0]),
         "sharpness": st.sampled_from([1.0, 5.0, 50.0]),
-        "reward": st.sampled_from(["log_return", "excess"]),
+        "threshold": st.sampled_from([0.0, 0.1, 0.5]),
+        "reward": st.sampled_from(
+            [
+                {"log_return": 1.0},
+                {"excess": 1.0},
+                {"differential_sharpe": 1.0},
+                {"excess": 1.0, "turnover": 0.1, "drawdown": 0.5},
+                {"concentration": 0.3, "cvar": 2.0, "log_return": 0.5},
+            ]
+        ),
         "lag": st.integers(1, 3),
         "fill_at": st.sampled_from(["open", "close"]),
         "ruin": st.sampled_from([0.0, 0.1, 0.7]),
@@ -64,7 +73,8 @@ def compare(world: dict, make_market, random_bars, steps: int = 30) -> None:
     """Play one random world on both sets of books and assert that every number agrees."""
     draw = random.Random(world["seed"])
     bars = {}
-    for i in range(len(world["assets"])):
+    assets = world["assets"][:1] if world["scheme"] == "signal_size" else world["assets"]
+    for i in range(len(assets)):
         bars[f"S{i}/USD"] = random_bars(
             draw.getrandbits(32), world["ticks"], price=draw.choice([0.07, 3.0, 100.0, 60_000.0]), sigma=0.05,
             missing=world["missing"], idle=world["idle"], jump=world["jump"],
@@ -76,40 +86,49 @@ def compare(world: dict, make_market, random_bars, steps: int = 30) -> None:
     market = make_market(bars, pauses={world["ticks"] // 2: "120h"} if world["pause"] else None)
     overrides = {
         symbol: AssetRule(rule.increment, rule.min_quantity, rule.min_notional)
-        for symbol, rule in zip(bars, world["assets"], strict=True)
+        for symbol, rule in zip(bars, assets, strict=True)
     }
     n = 5
     env = MarketVecEnv(
         market, n, action=world["scheme"],
         max_trade=world["max_trade"] if world["scheme"] == "trades" else None,
         sharpness=world["sharpness"] if world["scheme"] == "weights" else None,
-        reward=world["reward"], episode_length=world["episode_length"], initial_cash=world["cash"],
+        threshold=world["threshold"] if world["scheme"] == "signal_size" else None,
+        reward=",".join(f"{term}:{weight}" for term, weight in world["reward"].items()),
+        episode_length=world["episode_length"], initial_cash=world["cash"],
         ruin=world["ruin"], decision_lag=world["lag"], fill_at=world["fill_at"], slippage_seed=7,
         rules=RuleBook("crypto", overrides), features=("return_1",), seed=world["seed"] % 1000,
         **vars(world["costs"]),
     )  # fmt: skip
     setup = Setup(
-        assets=[Asset(s, own, r) for (s, own), r in zip(bars.items(), world["assets"], strict=True)],
+        assets=[Asset(s, own, r) for (s, own), r in zip(bars.items(), assets, strict=True)],
         clock=market.timestamps.tolist(), ranges=market.segments(), costs=world["costs"],
         scheme=world["scheme"], max_trade=world["max_trade"], sharpness=world["sharpness"],
-        reward=world["reward"], lag=world["lag"], fill_at=world["fill_at"], initial_cash=world["cash"],
-        ruin=world["ruin"],
+        threshold=world["threshold"], reward=world["reward"], lag=world["lag"], fill_at=world["fill_at"],
+        initial_cash=world["cash"], ruin=world["ruin"],
         episode_length=world["episode_length"], slippage_seed=7, warm_up=1,
     )  # fmt: skip
+    seen["schemes"].add(world["scheme"])
+    seen["rewards"] |= set(world["reward"])
     books = [ReferenceBooks(setup) for _ in range(n)]
     observation = env.reset()
     for book, start, stop in zip(books, observation.bar.tolist(), env.stop.tolist(), strict=True):
         book.begin(start, stop)
-    width = env.single_action_space.shape[0]
     for _ in range(steps):
         # Ends of the range more often than uniform numbers would: full buys and full exits.
-        action = [[draw.choice([-1.0, 1.0, draw.uniform(-1.3, 1.3)]) for _ in range(width)] for _ in range(n)]
-        batch = torch.tensor(action, dtype=torch.float32)
+        if world["scheme"] == "regimes":
+            batch = torch.tensor([draw.randrange(12) for _ in range(n)])
+        else:
+            width = env.single_action_space.shape[0]
+            numbers = [draw.choice([-1.0, 1.0, draw.uniform(-1.3, 1.3)]) for _ in range(n * width)]
+            batch = torch.tensor(numbers, dtype=torch.float32).view(n, width)
         step = env.step(batch)
         final = step.final_observation
         for i, book in enumerate(books):
-            want = book.step(batch[i].tolist())
+            want = book.step(batch[i].tolist())  # an int where actions are choices
             seen["steps"] += 1
+            # Beyond the first window of 20 bars the twelve portfolios differ.
+            seen["regimes"] += world["scheme"] == "regimes" and want.tick > 21 and sum(want.traded_value) > 0
             seen["trades"] += sum(value > 0 for value in want.traded_value)
             assert (bool(step.terminated[i]), bool(step.truncated[i])) == (want.terminated, want.truncated)
             assert int(final.bar[i]) == want.tick
@@ -166,3 +185,4 @@ def test_enough_was_compared(make_market, random_bars):
         f"error {seen['error']:.1e}"
     )
     assert seen["steps"] >= 5_000 and seen["trades"] >= seen["steps"] // 4 and seen["episodes"] >= 100
+    assert len(seen["schemes"]) == 4 and len(seen["rewards"]) == 7 and seen["regimes"] >= 200

@@ -1,4 +1,4 @@
-"""Every dimension of the search space changes what it names: a value that reaches nothing would be searched for nothing."""
+"""Every dimension of the search space changes what it names: none is searched for nothing."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ PAIRS = {
     "max_trade": (0.5, 1.0),
     "reward": ("excess", "log_return"),
 }
+SCHEME_PAIRS = {"weights": {"sharpness": (2.0, 8.0)}, "signal_size": {"threshold": (0.0, 0.4)}}
 BASE = {name: pair[0] for name, pair in PAIRS.items()}
 # What must be so for a dimension to matter in so short a run: a divergence that grows until it is limited.
 NEEDS = {"target_kl": {"clip_coef": 0.3}}
@@ -58,9 +59,9 @@ def workload() -> Workload:
     return Workload(Market.from_bars(bars), (), ENV, n_envs=4, timesteps=512, folds_per_batch=1)
 
 
-def trained(workload: Workload, params: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(workload: Workload, params: dict, **fixed) -> tuple[torch.Tensor, torch.Tensor]:
     """What a tiny training run ends with: all weights, and the rewards of its last rollout."""
-    config = config_from(params, {"episode_length": 50})
+    config = config_from(params, {"episode_length": 50, **fixed})
     agent, _ = train_members(workload, config, [[(40, 200)]], [5])
     return agent.parameters.values.clone(), agent._rollout.reward.clone()
 
@@ -75,9 +76,10 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_every_dimension_is_tried_here():
-    assert set(PAIRS) == {p.name for p in SPACE}
+    everything = PAIRS | {name: pair for options in SCHEME_PAIRS.values() for name, pair in options.items()}
+    assert set(everything) == {p.name for p in SPACE}
     for p in SPACE:
-        for value in PAIRS[p.name]:
+        for value in everything[p.name]:
             assert value in p.choices if p.choices else p.low <= value <= p.high, p.name
 
 
@@ -94,6 +96,21 @@ def test_a_value_reaches_what_it_names(workload, base, name):
     weights, rewards = trained(workload, {**BASE, **needs, name: PAIRS[name][1]})
     assert not same(weights, before[0]), f"{name} changed no weight"
     assert not same(rewards, before[1]), f"{name} changed no reward of the second rollout"
+
+
+@pytest.mark.parametrize("scheme", SCHEME_PAIRS)
+def test_a_value_of_one_scheme_reaches_it(workload, scheme):
+    plain = {name: value for name, value in BASE.items() if name != "max_trade"}
+    for name, pair in SCHEME_PAIRS[scheme].items():
+        runs = [trained(workload, {**plain, name: value}, action=scheme) for value in (*pair, pair[1])]
+        assert not same(runs[0][0], runs[1][0]) and not same(runs[0][1], runs[1][1]), name
+        assert same(runs[1][0], runs[2][0]) and same(runs[1][1], runs[2][1]), name
+
+
+def test_a_fixed_option_is_not_drawn():
+    trial = optuna.create_study().ask()
+    config = suggest(trial, {"reward": "excess:1,turnover:0.1"})
+    assert "reward" not in trial.params and config.env["reward"] == "excess:1,turnover:0.1"
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -117,7 +134,7 @@ def test_the_value_arrives_as_it_was_drawn(workload, which):
     assert set(spec.hidden) == {drawn["hidden_dim"]} and spec.lookback == drawn["lookback"]
 
 
-@pytest.mark.parametrize("scheme", ["trades", "weights"])
+@pytest.mark.parametrize("scheme", ["trades", "weights", "signal_size", "regimes"])
 def test_what_is_drawn_fits_the_action_scheme(workload, scheme):
     """max_trade belongs to trades: drawn for weights it would fail every trial."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
@@ -127,6 +144,7 @@ def test_what_is_drawn_fits_the_action_scheme(workload, scheme):
         env = market_env(ENV, workload.market, 2, **config.env)
         assert env.scheme.name == scheme and PolicySpec.of(env, **config.network).size > 0
         assert ("max_trade" in trial.params) == (scheme == "trades")
+        assert {p.scheme for p in SPACE if p.name in trial.params} <= {None, scheme}
 
 
 def test_drawn_values_stay_in_their_ranges():
@@ -135,7 +153,7 @@ def test_drawn_values_stay_in_their_ranges():
         trial = study.ask()
         config = suggest(trial)
         assert isinstance(config.ppo, PPOConfig) and config.lookback <= MAX_LOOKBACK
-        for p in SPACE:
+        for p in (p for p in SPACE if p.scheme in (None, "trades")):
             value = trial.params[p.name]
             assert value in p.choices if p.choices else p.low <= value <= p.high
 
