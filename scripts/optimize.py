@@ -75,8 +75,8 @@ class Options:
 
     def settings(self) -> JobSettings:
         names = (
-            "action", "reward", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps", "spread_bps",
-            "slippage_bps", "impact_coef",
+            "action", "reward", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps",
+            "spread_bps", "slippage_bps", "impact_coef",
         )  # fmt: skip
         env_options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.rules is not None:
