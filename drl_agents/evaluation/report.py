@@ -1,4 +1,4 @@
-"""A back-test's report: one JSON file with every figure and its unit, one picture beside it.
+"""Reports of a back-test and of its stress test: a JSON file with every figure and its unit, a picture beside it.
 
 This is the only module that touches matplotlib, and only when a picture is drawn, through its object
 interface (a Figure and an Agg canvas): no display is needed and no figure or setting outlives the call.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from drl_agents.evaluation.metrics import drawdown_curve
 from drl_agents.evaluation.result import BacktestResult
+from drl_agents.evaluation.stress import StressResult
 from environments.errors import InputError
 from environments.files import write_atomic, write_json
 
@@ -75,6 +76,26 @@ def write_report(
         "facts": facts,
     }
     write_atomic(paths.png, png)
+    write_json(paths.json, content)
+    return paths
+
+
+def write_stress(folder: str | Path, *, title: str, result: StressResult, synthetic: bool) -> ReportPaths:
+    """Write `stress.json` and `stress.png` into `folder` (created if missing), each atomically.
+
+    The JSON holds every cell with all its figures and their units. The picture is a heat map of the annualised Sharpe
+    ratio, one panel per decision lag, with the total return written into each cell; the environment's own cell is
+    framed where the grid has it.
+    """
+    heading = f"SYNTHETIC MARKET: {title}" if synthetic else title
+    paths = ReportPaths(Path(folder) / "stress.json", Path(folder) / "stress.png")
+    content = {
+        "title": heading,
+        "market": "SYNTHETIC" if synthetic else "historical",
+        "picture": paths.png.name,
+        **result.to_dict(),
+    }
+    write_atomic(paths.png, _stress_picture(heading, result, synthetic))
     write_json(paths.json, content)
     return paths
 
@@ -151,9 +172,7 @@ def _utc(timestamp: np.int64) -> str:
     return f"{np.datetime64(int(timestamp), 'ns').astype('datetime64[s]')}Z"
 
 
-def _picture(
-    heading: str, model: BacktestResult, baselines: Sequence[BacktestResult], synthetic: bool
-) -> bytes:
+def _picture(heading: str, model: BacktestResult, baselines: Sequence[BacktestResult], synthetic: bool) -> bytes:
     """The three panels as PNG bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,6 +212,85 @@ def _picture(
         buffer = io.BytesIO()
         canvas.print_png(buffer)
     return buffer.getvalue()
+
+
+def _stress_picture(heading: str, result: StressResult, synthetic: bool) -> bytes:
+    """The heat map as PNG bytes: red below a Sharpe ratio of zero, blue above, white at it, grey where undefined."""
+    from matplotlib import colormaps, rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    sharpe, returns, grid = result.table("sharpe"), result.table("total_return"), result.grid
+    most = float(np.nanmax(np.abs(sharpe))) if np.isfinite(sharpe).any() else 1.0
+    scale = Normalize(-max(most, 1e-9), max(most, 1e-9))
+    style = {"font.family": "DejaVu Sans", "font.size": 11, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
+             "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK}  # fmt: skip
+    with rc_context(style):
+        panels = len(grid.decision_lags)
+        figure = Figure(figsize=(2.2 + 3.6 * max(panels, 2), 5.4), dpi=120, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        row = figure.subplots(
+            1, panels, sharey=True, squeeze=False,
+            gridspec_kw={"left": 0.115, "right": 0.9, "top": 0.76, "bottom": 0.13, "wspace": 0.06},
+        )[0]  # fmt: skip
+        size = min(15.0, 15.0 * 26 * max(panels, 2) / len(heading or " "))
+        figure.text(0.02, 0.93, heading, fontsize=size, fontweight="bold", color=ALARM if synthetic else INK,
+                    parse_math=False)  # fmt: skip
+        figure.text(0.02, 0.865, _stress_headline(result), fontsize=10, color=MUTED, parse_math=False)
+        for i, axes in enumerate(row):
+            colours = colormaps["RdBu"].with_extremes(bad=GRID)
+            image = axes.imshow(np.ma.masked_invalid(sharpe[i].T), cmap=colours, norm=scale, aspect="auto")
+            _label_cells(axes, sharpe[i].T, returns[i].T, most)
+            _frame_own(axes, result, grid.decision_lags[i])
+            axes.set_title(f"decision lag {grid.decision_lags[i]}", fontsize=11, color=INK)
+            axes.set_xticks(range(len(grid.slippages_bps)), [f"{s:g}" for s in grid.slippages_bps])
+            axes.tick_params(length=0)
+            axes.set_xlabel("slippage, bps (upper end)")
+        charged = [f"x{f:g}\n{f * result.commission_bps:g} bps" for f in grid.commission_factors]
+        row[0].set_yticks(range(len(charged)), charged)
+        row[0].set_ylabel("commission")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.13, 0.015, 0.63)))
+        bar.set_label("annualised Sharpe ratio", color=INK)
+        buffer = io.BytesIO()
+        canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def _label_cells(axes: "Axes", sharpe: NDArray[np.float64], returns: NDArray[np.float64], most: float) -> None:
+    """Both figures in each cell, light on dark colours."""
+    for (y, x), value in np.ndenumerate(sharpe):
+        known = np.isfinite(value)
+        text = f"{value:.2f}" if known else "undefined"
+        colour = "white" if known and abs(value) > 0.6 * most else INK
+        axes.text(x, y - 0.12, text, ha="center", va="center", fontsize=12, fontweight="bold", color=colour)
+        axes.text(x, y + 0.2, _percent(returns[y, x], signed=True), ha="center", va="center", fontsize=9, color=colour)
+
+
+def _frame_own(axes: "Axes", result: StressResult, lag: int) -> None:
+    """Frame the cell with the environment's own lag, slippage and commission, where the grid has it."""
+    from matplotlib.patches import Rectangle
+
+    grid, (own_lag, own_slippage) = result.grid, result.own
+    if lag == own_lag and _has_own(result):
+        corner = (grid.slippages_bps.index(own_slippage) - 0.5, grid.commission_factors.index(1.0) - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=2.5, clip_on=False, zorder=3))
+
+
+def _has_own(result: StressResult) -> bool:
+    grid, (lag, slippage) = result.grid, result.own
+    return lag in grid.decision_lags and slippage in grid.slippages_bps and 1.0 in grid.commission_factors
+
+
+def _stress_headline(result: StressResult) -> str:
+    worst = result.worst()
+    returns = result.table("total_return")
+    total = worst.figures["total_return"]["value"]
+    return (
+        f"{int((returns > 0).sum())} of {returns.size} cells gain;  worst: lag {worst.decision_lag}, "
+        f"slippage {worst.slippage_bps:g} bps, commission x{worst.commission_factor:g}, return "
+        f"{_percent(total, signed=True)}" + (";  framed: as it is run" if _has_own(result) else "")
+    )
 
 
 def _draw_growth(axes: "Axes", model: BacktestResult, baselines: Sequence[BacktestResult]) -> None:
