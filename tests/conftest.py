@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import pytest
+import torch
 
 from environments.data.source import make_bars
 from environments.market import Market
@@ -116,3 +117,10 @@ def flat_market() -> Callable[..., Market]:
         return _market(bars, **options)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def denormals_kept():
+    """A command line run inside a test flushes denormals for the process; the next test must not inherit that."""
+    yield
+    torch.set_flush_denormal(False)
