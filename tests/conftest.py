@@ -108,10 +108,7 @@ def flat_market() -> Callable[..., Market]:
 
     def make(opens: Sequence[Sequence[float]], closes: Sequence[Sequence[float]], **options) -> Market:
         bars = {
-            f"S{a}": [
-                (o[a], max(o[a], c[a]), min(o[a], c[a]), c[a], 1e6)
-                for o, c in zip(opens, closes, strict=True)
-            ]
+            f"S{a}": [(o[a], max(o[a], c[a]), min(o[a], c[a]), c[a], 1e6) for o, c in zip(opens, closes, strict=True)]
             for a in range(len(opens[0]))
         }
         return _market(bars, **options)
@@ -124,3 +121,12 @@ def denormals_kept():
     """A command line run inside a test flushes denormals for the process; the next test must not inherit that."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One torch thread: small work is faster with it, and its rounding does not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

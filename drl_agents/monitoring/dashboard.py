@@ -19,14 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from drl_agents.monitoring.gpu import DeviceSnapshot
-from drl_agents.monitoring.snapshot import (
-    DeploymentSnapshot,
-    Order,
-    Snapshot,
-    StudySnapshot,
-    TraderSnapshot,
-    parse_time,
-)
+from drl_agents.monitoring.records import DeploymentSnapshot, Order, StudySnapshot, TraderSnapshot
+from drl_agents.monitoring.snapshot import Snapshot
+from drl_agents.monitoring.typed_json import parse_time
 
 WIDE = 120  # columns from which two panels stand side by side
 UNLIMITED = 1000  # rows of a panel where no screen limits them

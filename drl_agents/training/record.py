@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
         "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 

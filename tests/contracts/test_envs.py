@@ -53,9 +53,7 @@ EACH = [(name, "crypto" if "Crypto" in name else "stock") for name in BUILT_IN]
 
 
 @pytest.mark.parametrize("scheme", ["trades", "weights"])
-@pytest.mark.parametrize(
-    "cls,market", [(CryptoEnvAlpaca, "crypto"), (StockEnvAlpaca, "stock")], indirect=["market"]
-)
+@pytest.mark.parametrize("cls,market", [(CryptoEnvAlpaca, "crypto"), (StockEnvAlpaca, "stock")], indirect=["market"])
 def test_single_environments_are_gymnasiums(cls, market, scheme):
     env = cls(market, episode_length=40, action=scheme, lookback=3)
     with warnings.catch_warnings(record=True) as caught:
@@ -76,9 +74,7 @@ def test_built_ins_keep_the_contract(name, market, n_envs):
 
 
 def test_built_in_with_members_keeps_the_contract(crypto):
-    check_env(
-        build_env("VectorizedCryptoEnvAlpaca", crypto, 6, n_members=3, action="weights", reward="log_return")
-    )
+    check_env(build_env("VectorizedCryptoEnvAlpaca", crypto, 6, n_members=3, action="weights", reward="log_return"))
 
 
 def test_single_and_vectorised_are_one_world(crypto):
@@ -97,9 +93,7 @@ def test_single_and_vectorised_are_one_world(crypto):
             bool(step.terminated),
             bool(step.truncated),
         )
-        assert info["bar"] == int(step.final_observation.bar) and info["equity"] == float(
-            vectorised.last_equity
-        )
+        assert info["bar"] == int(step.final_observation.bar) and info["equity"] == float(vectorised.last_equity)
         assert np.array_equal(seen[-7:], step.final_observation.state[0].numpy())
         if terminated or truncated:
             _, info = single.reset()
@@ -114,11 +108,7 @@ def test_reset_in_the_middle_forgets_everything(crypto):
     assert np.array_equal(first, again) and info == info_again
     assert rewards == [env.step(np.ones(2, dtype=np.float32))[1] for _ in range(20)]
     env.reset()
-    assert (
-        float(env.core.equity) == 100_000.0
-        and not env.core.pending.any()
-        and not env.core.account.shares.any()
-    )
+    assert float(env.core.equity) == 100_000.0 and not env.core.pending.any() and not env.core.account.shares.any()
 
 
 def test_environments_know_their_market(crypto, stock):
@@ -211,9 +201,7 @@ class Drift(VecEnv):
         self.reset(seed)
 
     def fresh(self):
-        return torch.cat(
-            [torch.randn(self.n_envs, 1, generator=self.generator), torch.zeros(self.n_envs, 1)], dim=1
-        )
+        return torch.cat([torch.randn(self.n_envs, 1, generator=self.generator), torch.zeros(self.n_envs, 1)], dim=1)
 
     def reset(self, seed=None):
         if seed is not None:
@@ -226,9 +214,7 @@ class Drift(VecEnv):
         terminated = final[:, 0].abs() > 3
         truncated = (final[:, 1] >= 9) & ~terminated
         self.state = torch.where((terminated | truncated).unsqueeze(1), self.fresh(), final)
-        return Step(
-            Observation(None, self.state), -final[:, 0].abs(), terminated, truncated, Observation(None, final)
-        )
+        return Step(Observation(None, self.state), -final[:, 0].abs(), terminated, truncated, Observation(None, final))
 
     def state_dict(self):
         return {"state": self.state.clone(), "generator": self.generator.get_state()}
@@ -278,13 +264,9 @@ BROKEN = {
     "float32": altered(lambda s: s._replace(reward=s.reward.double())),
     "rewards are finite": altered(lambda s: s._replace(reward=s.reward / 0)),
     "one way": altered(lambda s: s._replace(terminated=s.terminated | s.truncated)),
-    "no episode ends": altered(
-        lambda s: s._replace(final_observation=Observation(None, s.observation.state + 1))
-    ),
+    "no episode ends": altered(lambda s: s._replace(final_observation=Observation(None, s.observation.state + 1))),
     "bool": altered(lambda s: s._replace(truncated=s.truncated.float())),
-    "states are finite": altered(
-        lambda s: s._replace(observation=Observation(None, s.observation.state * torch.nan))
-    ),
+    "states are finite": altered(lambda s: s._replace(observation=Observation(None, s.observation.state * torch.nan))),
     "state is": altered(lambda s: s._replace(observation=Observation(None, s.observation.state[:, :1]))),
 }
 

@@ -98,9 +98,7 @@ def test_it_is_gymnasiums_own_vector_environment(market):
     """Four accounts over the same bars under different actions: every array and info of SyncVectorEnv's."""
     walk = {"segments": [(0, 60)], "random_start": False, "episode_length": 25, "lookback": 2, "ruin": 0.97}
     ours = GymnasiumVectorView(VectorizedCryptoEnvAlpaca(market, N, **walk))
-    theirs = SyncVectorEnv(
-        [lambda: CryptoEnvAlpaca(market, **walk)] * N, autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    theirs = SyncVectorEnv([lambda: CryptoEnvAlpaca(market, **walk)] * N, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     ends = np.zeros(2, dtype=int)
     alone = 0
@@ -115,9 +113,7 @@ def test_it_is_gymnasiums_own_vector_environment(market):
 
 def test_cart_poles_are_gymnasiums_own():
     ours = GymnasiumVectorView(cart_poles())
-    theirs = SyncVectorEnv(
-        [lambda: gymnasium.make("CartPole-v1")] * N, autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    theirs = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * N, autoreset_mode=AutoresetMode.SAME_STEP)
     for a, b in zip(play(ours, 60), play(theirs, 60), strict=True):
         if len(a) == 2:
             np.testing.assert_array_equal(a[0], b[0])

@@ -74,9 +74,7 @@ def test_one_door_per_library(library):
 
 def test_only_scripts_import_monitoring():
     elsewhere = [
-        p
-        for p in importers("drl_agents.monitoring")
-        if not p.startswith(("scripts/", "drl_agents/monitoring/"))
+        p for p in importers("drl_agents.monitoring") if not p.startswith(("scripts/", "drl_agents/monitoring/"))
     ]
     assert elsewhere == []
 

@@ -33,9 +33,7 @@ def project(tmp_path_factory) -> Path:
     skip = shutil.ignore_patterns(".git", ".venv", "logs", "__pycache__", ".*_cache", "*.egg-info", "tests", "data")
     shutil.copytree(ROOT, folder, ignore=skip)
     shutil.copytree(ROOT / "environments" / "data", folder / "environments" / "data", dirs_exist_ok=True)
-    bars = load_bars(
-        "synthetic", seed=1, timeframe="5m", options={"kind": "gbm", "n_bars": 900, "n_assets": 2}
-    ).frame
+    bars = load_bars("synthetic", seed=1, timeframe="5m", options={"kind": "gbm", "n_bars": 900, "n_assets": 2}).frame
     bars["symbol"] = bars["symbol"].map({"SYN0": "BTCUSDT", "SYN1": "ETHUSDT"})
     bars.to_parquet(folder / "bars.parquet")
     return folder
@@ -63,9 +61,10 @@ def test_every_command_runs(project):
             assert run(["bash", command[0], "--help"], project).returncode == 0
             # What it ends in, without installing into the environment the tests run in.
             done = run([sys.executable, "scripts/launch.py", *SMALL], project)
-            assert "Using Vectorized Environments: 12 parallel envs" in (
-                project / "logs" / "worker_vectorized.log"
-            ).read_text()
+            assert (
+                "Using Vectorized Environments: 12 parallel envs"
+                in (project / "logs" / "worker_vectorized.log").read_text()
+            )
         else:
             assert command[0] == "python", command
             small = SMALL if command[1] == "scripts/optimize.py" else []

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from drl_agents.deployment.bundle import MANIFEST, WEIGHTS, load_bundle
 from drl_agents.training.commandline import run
@@ -21,12 +20,7 @@ MARKET = "--data-source synthetic --synthetic-options n_bars=300".split()
 SMALL = "--n-trials 1 --n-envs 2 --timesteps 1 --n-splits 2 --test-groups 1 --n-seeds 1 --episode-length 50".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def script(name: str):

@@ -272,9 +272,7 @@ def test_without_data_only_a_fallback_goes_on_and_says_so(api, tmp_path, call):
 def test_other_sources_and_wrong_options(tmp_path):
     out = tmp_path / "sample"
     seen = download(Download("sample", {"symbols": "IBM,MSFT", "start": "2010-01-01"}, out))
-    assert (
-        load_dataset(out).fingerprint == seen.bars.fingerprint and seen.folder == out and seen.reason is None
-    )
+    assert load_dataset(out).fingerprint == seen.bars.fingerprint and seen.folder == out and seen.reason is None
     assert download(Download("sample", {"symbols": "IBM,MSFT", "start": "2010-01-01"}, out)).bars.fingerprint
     with pytest.raises(InputError, match="holds another dataset"):
         download(Download("sample", {"symbols": "IBM"}, out))

@@ -13,11 +13,8 @@ from environments.vec_env import VecEnv
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def learns_in_one_thread(one_thread):
+    """Small networks are slower with more."""
 
 
 def _mean_return(agent: AgentPPO, env: VecEnv) -> float:

@@ -171,9 +171,7 @@ class ReferenceBooks:
             orders=decided,
         )
 
-    def _reward(
-        self, term: str, holder: float, traded: Sequence[float], marks: Sequence[float]
-    ) -> float:
+    def _reward(self, term: str, holder: float, traded: Sequence[float], marks: Sequence[float]) -> float:
         """What one term pays for the bar that ends with the last equity of the curve."""
         before, after, scale = self.curve[-2], self.curve[-1], self.reward_scale
         if term == "log_return":
@@ -332,9 +330,7 @@ def regime(action: int, assets: Sequence[Asset], tick: int, judged: Sequence[boo
         return [0.0] * len(assets)
     history = {i: [bar[3] for bar in assets[i].bars[: tick + 1] if bar is not None] for i in able}
     long = [i for i in able if len(history[i]) >= 21]
-    change = {
-        i: [b / a - 1 for a, b in zip(history[i][-21:-1], history[i][-20:], strict=True)] for i in long
-    }
+    change = {i: [b / a - 1 for a, b in zip(history[i][-21:-1], history[i][-20:], strict=True)] for i in long}
     mean = {i: sum(change[i]) / 20 for i in long}
     spread = {i: math.sqrt(sum((r - mean[i]) ** 2 for r in change[i]) / 20) for i in long}
     momentum = {i: history[i][-1] / history[i][-21] - 1 for i in long}
@@ -360,9 +356,7 @@ def reward_scale(assets: Sequence[Asset], ranges: Sequence[tuple[int, int]]) -> 
     means = []
     for start, stop in ranges:
         for tick in range(start, stop - 1):
-            returns = [
-                asset.mark(tick + 1) / asset.mark(tick) - 1 for asset in assets if asset.mark(tick) > 0
-            ]
+            returns = [asset.mark(tick + 1) / asset.mark(tick) - 1 for asset in assets if asset.mark(tick) > 0]
             means.append(sum(returns) / len(returns) if returns else 0.0)
     if len(means) < 2:
         return 1.0

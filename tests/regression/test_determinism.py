@@ -89,9 +89,7 @@ def test_global_random_state_has_no_part_in_it(market):
 def test_another_seed_another_result(market):
     first, _ = whole_run(market, Budget(iterations=2), seeds=(7,))
     second, _ = whole_run(market, Budget(iterations=2), seeds=(8,))
-    assert not torch.equal(
-        first[".agent.policy.actor.layers.0.weight"], second[".agent.policy.actor.layers.0.weight"]
-    )
+    assert not torch.equal(first[".agent.policy.actor.layers.0.weight"], second[".agent.policy.actor.layers.0.weight"])
 
 
 @pytest.mark.parametrize(

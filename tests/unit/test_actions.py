@@ -128,8 +128,6 @@ class Trend(ActionScheme):
         return to_orders(value / mark.masked_fill(~judged, 1.0), account, mark, judged, rules)
 
 
-
-
 @pytest.fixture
 def installed(monkeypatch):
     here = __name__

@@ -80,11 +80,7 @@ def test_everything_comes_back(market, tmp_path):
         "observation": other.observation_state(),
     }
     for name, value in flat(expected).items():
-        same = (
-            torch.equal(value, flat(found)[name])
-            if isinstance(value, torch.Tensor)
-            else value == flat(found)[name]
-        )
+        same = torch.equal(value, flat(found)[name]) if isinstance(value, torch.Tensor) else value == flat(found)[name]
         assert same, name
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from drl_agents.monitoring import dashboard, gpu
 from drl_agents.monitoring.dashboard import duration, money, number, percent, render, sparkline
-from drl_agents.monitoring.snapshot import (
+from drl_agents.monitoring.records import (
     AuditEvent,
     Best,
     Champion,
@@ -33,11 +33,11 @@ from drl_agents.monitoring.snapshot import (
     Objective,
     Order,
     Position,
-    Snapshot,
     StudySnapshot,
     TraderSnapshot,
     Trial,
 )
+from drl_agents.monitoring.snapshot import Snapshot
 from environments.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,8 +88,7 @@ def trader(**changes) -> TraderSnapshot:
         "n_fills": 19,
         "positions": [Position(f"COIN{n}/USD", 1.5, 10.0, 1000.0 - n, 0.1) for n in range(10)],
         "orders": [
-            Order(f"o{n}", "2025-06-01T11:00:00Z", "COIN1/USD", "buy", 2.0, "filled", 2.0, 1.25)
-            for n in range(20)
+            Order(f"o{n}", "2025-06-01T11:00:00Z", "COIN1/USD", "buy", 2.0, "filled", 2.0, 1.25) for n in range(20)
         ],
         "age_seconds": 10.0,
         "profit": 450.0,
@@ -116,9 +115,7 @@ def everything(**changes) -> Snapshot:
                 for n in range(9)
             ],
         ),
-        "device": gpu.DeviceSnapshot(
-            40.0, 8, 2 << 30, 8 << 30, [gpu.GpuSnapshot(0, "Card", 83.0, 1 << 30, 4 << 30)]
-        ),
+        "device": gpu.DeviceSnapshot(40.0, 8, 2 << 30, 8 << 30, [gpu.GpuSnapshot(0, "Card", 83.0, 1 << 30, 4 << 30)]),
         "problems": [],
         **changes,
     }
@@ -199,9 +196,7 @@ def test_everything_fits_the_screen(size, problems, training):
     assert all(line[-1] in "│╮╯" for line in lines if line[0] in "│╭╰")  # no frame is broken by a long line
 
 
-@pytest.mark.parametrize(
-    "parts", [{"study": None}, {"deployment": None}, {"study": None, "deployment": None}]
-)
+@pytest.mark.parametrize("parts", [{"study": None}, {"deployment": None}, {"study": None, "deployment": None}])
 @pytest.mark.parametrize("empty", [False, True])
 def test_parts_fit_the_screen_too(parts, empty):
     few = trader(positions=[], orders=[], equity_curve=[]) if empty else trader()
@@ -255,9 +250,7 @@ def test_synthetic_is_loud_and_real_is_not_called_synthetic():
 
 def test_dead_and_stale_are_told():
     assert "DEAD (its process is gone)" in text_of(everything(study=study(state="dead")))
-    assert "STALE: updated 2 h 00 min ago" in text_of(
-        everything(trader=trader(stale=True, age_seconds=7200.0))
-    )
+    assert "STALE: updated 2 h 00 min ago" in text_of(everything(trader=trader(stale=True, age_seconds=7200.0)))
 
 
 def test_a_refused_gate_gives_its_reasons():
@@ -278,9 +271,7 @@ def test_files_cannot_steer_the_terminal_or_use_markup():
 
 
 def test_an_almost_empty_snapshot_is_drawn():
-    text = text_of(
-        everything(study=StudySnapshot(), trader=TraderSnapshot(), deployment=DeploymentSnapshot())
-    )
+    text = text_of(everything(study=StudySnapshot(), trader=TraderSnapshot(), deployment=DeploymentSnapshot()))
     assert "Nothing is deployed" in text and "0/? trials" in text
 
 

@@ -102,9 +102,7 @@ def test_without_an_end_the_dataset_is_made_anew_when_there_are_more_bars(api):
 
 def test_stock_sessions_regular_hours_and_hourly_bars_from_the_open(api, keys):
     # 04:00 to 20:00 in New York, winter: 09:00 to 01:00 UTC; the price counts half hours from 04:00.
-    api.bars = {
-        ("AAPL", "30Min"): bars_of("2024-01-02T09:00", 32, 30) + bars_of("2024-01-03T09:00", 32, 30, 200)
-    }
+    api.bars = {("AAPL", "30Min"): bars_of("2024-01-02T09:00", 32, 30) + bars_of("2024-01-03T09:00", 32, 30, 200)}
     request = {"symbols": "AAPL", "timeframe": "1h", "start": "2024-01-02", "end": "2024-01-05"}
     bars = source().load(BarRequest(**request))
     # 09:30 to 16:00 is six hours and a half: seven bars that begin at 14:30 UTC, the last of 30 minutes.
@@ -116,17 +114,13 @@ def test_stock_sessions_regular_hours_and_hourly_bars_from_the_open(api, keys):
     query, headers = api.asked[0][1:]
     assert (query["feed"], query["adjustment"], query["timeframe"]) == ("sip", "all", "30Min")
     assert (headers["apca-api-key-id"], headers["apca-api-secret-key"]) == KEYS
-    every = source().load(
-        BarRequest(**request | {"timeframe": "30m"}, options={"hours": "all", "feed": "iex"})
-    )
+    every = source().load(BarRequest(**request | {"timeframe": "30m"}, options={"hours": "all", "feed": "iex"}))
     assert len(every.frame) == 64 and api.asked[-1][1]["feed"] == "iex"
 
 
 def test_daily_stock_bars_are_labelled_with_their_date(api, keys):
     # Midnight in New York is 05:00 UTC in winter and 04:00 in summer.
-    stamps = [
-        pd.Timestamp(f"2023-{day}", tz="America/New_York") for day in ("03-09", "03-10", "03-13", "03-14")
-    ]
+    stamps = [pd.Timestamp(f"2023-{day}", tz="America/New_York") for day in ("03-09", "03-10", "03-13", "03-14")]
     api.bars = {("SPY", "1Day"): [bar(stamp, 400.0) for stamp in stamps]}
     bars = source().load(BarRequest(symbols="SPY", timeframe="1d", start="2023-03-10", end="2023-03-14"))
     assert [str(t) for t in bars.frame["timestamp"]] == [
@@ -176,9 +170,7 @@ def test_timeframes_in_alpacas_notation():
 
 def test_missing_and_refused_keys(api, monkeypatch):
     request = BarRequest(**CRYPTO | {"symbols": "AAPL"})
-    with pytest.raises(
-        SourceUnavailable, match=r"stock data needs .* set APCA_API_KEY_ID and APCA_API_SECRET_KEY"
-    ):
+    with pytest.raises(SourceUnavailable, match=r"stock data needs .* set APCA_API_KEY_ID and APCA_API_SECRET_KEY"):
         source().load(request)
     monkeypatch.setenv("ALPACA_API_KEY", KEYS[0])
     with pytest.raises(SourceUnavailable, match=r"set APCA_API_SECRET_KEY in"):
@@ -206,9 +198,7 @@ def test_bad_bars_are_refused_and_asked_for_again(api, tmp_path):
     made[9]["h"] = made[9]["l"] - 1
     api.bars = {("BTC/USD", "1Hour"): made}
     request = BarRequest(**CRYPTO, path=tmp_path / "set")
-    with pytest.raises(
-        InputError, match=r"alpaca: BTC/USD at 2024-01-01T05:00:00.*high .* is below .*1 more rows"
-    ):
+    with pytest.raises(InputError, match=r"alpaca: BTC/USD at 2024-01-01T05:00:00.*high .* is below .*1 more rows"):
         source().load(request)
     assert not (tmp_path / "set" / "manifest.json").exists()
     api.bars = {("BTC/USD", "1Hour"): bars_of("2024-01-01", 48, 60)}

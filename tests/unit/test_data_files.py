@@ -112,10 +112,7 @@ def test_a_folder_is_one_dataset_and_a_symbol_may_continue_in_another_file(tmp_p
     (tmp_path / "notes.txt").write_text("not bars")
     whole.to_parquet(tmp_path.parent / f"{tmp_path.name}.parquet")
     together = load_bars("files", path=tmp_path)
-    assert (
-        together.fingerprint
-        == load_bars("files", path=tmp_path.parent / f"{tmp_path.name}.parquet").fingerprint
-    )
+    assert together.fingerprint == load_bars("files", path=tmp_path.parent / f"{tmp_path.name}.parquet").fingerprint
     early.iloc[-1:].to_parquet(tmp_path / "3.parquet")
     with pytest.raises(InputError, match=r"B at 2024-01-01T01:35.*appears twice"):
         load_bars("files", path=tmp_path)
@@ -174,9 +171,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
 def test_daily_csv_with_plain_dates_compressed(tmp_path):
     bars = table(("AAPL",), periods=30, freq="B")
     bars.to_parquet(tmp_path / "a.parquet")
-    bars.assign(timestamp=bars["timestamp"].dt.strftime("%Y-%m-%d")).to_csv(
-        tmp_path / "a.csv.gz", index=False
-    )
+    bars.assign(timestamp=bars["timestamp"].dt.strftime("%Y-%m-%d")).to_csv(tmp_path / "a.csv.gz", index=False)
     daily = load_bars("files", path=tmp_path / "a.csv.gz")
     assert (str(daily.timeframe), daily.asset_class, daily.gaps) == ("1d", "stock", ())
     assert daily.fingerprint == load_bars("files", path=tmp_path / "a.parquet").fingerprint

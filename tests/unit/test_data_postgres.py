@@ -63,9 +63,7 @@ def server():
         try:
             if as_user:
                 shutil.chown(folder, as_user["user"])
-            made = tool(
-                "initdb", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", "postgres"
-            )
+            made = tool("initdb", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", "postgres")
         except (OSError, LookupError) as error:
             pytest.skip(f"initdb cannot run here: {error}")
         log = folder / "log"
@@ -121,12 +119,10 @@ def test_a_round_trip_keeps_the_fingerprint(database, monkeypatch):
     assert backwards.symbols == ("SYN1", "SYN0") and backwards.fingerprint != bars.fingerprint
     with psycopg.connect(database) as connection:
         kinds = connection.execute(
-            "SELECT column_name, data_type FROM information_schema.columns "
-            "WHERE table_name = 'historical_bars'"
+            "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'historical_bars'"
         ).fetchall()
         row = connection.execute(
-            "SELECT symbol, timeframe, timestamp, close FROM historical_bars "
-            "ORDER BY symbol, timestamp LIMIT 1"
+            "SELECT symbol, timeframe, timestamp, close FROM historical_bars ORDER BY symbol, timestamp LIMIT 1"
         ).fetchone()
     assert dict(kinds) == {
         "symbol": "text", "timeframe": "text", "timestamp": "timestamp with time zone",
@@ -180,9 +176,7 @@ def test_spans_timeframes_and_symbols(database):
         load(timeframe="5m")
     with pytest.raises(InputError, match="no 1h bars of BTC/USD; it has SYN0, SYN1"):
         load(timeframe="1h", symbols="SYN0,BTC/USD")
-    part = load(
-        timeframe="1h", symbols="SYN1", start="2020-01-01T02:00", end="2020-01-01T05:00", asset_class="crypto"
-    )
+    part = load(timeframe="1h", symbols="SYN1", start="2020-01-01T02:00", end="2020-01-01T05:00", asset_class="crypto")
     assert [t.hour for t in part.frame["timestamp"]] == [2, 3, 4]
     with pytest.raises(InputError, match="has no 1h bars of SYN0 in the span asked for"):
         load(timeframe="1h", start="2030-01-01")
@@ -250,16 +244,12 @@ def test_the_password_is_in_no_message(url, monkeypatch, caplog):
 
 
 def test_urls_that_are_none(monkeypatch):
-    with pytest.raises(
-        SourceUnavailable, match="needs DATABASE_URL, or SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY"
-    ):
+    with pytest.raises(SourceUnavailable, match="needs DATABASE_URL, or SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY"):
         load()
     with pytest.raises(SourceUnavailable, match="writing to PostgreSQL needs DATABASE_URL"):
         write_bars(made(n=5))
     monkeypatch.setenv(postgres.URL_VARIABLE, "mysql://anna:hunter2@host/db")
-    with pytest.raises(
-        InputError, match=r"^DATABASE_URL: postgresql://user:password@host:5432/database is accepted$"
-    ):
+    with pytest.raises(InputError, match=r"^DATABASE_URL: postgresql://user:password@host:5432/database is accepted$"):
         load()
 
 

@@ -97,9 +97,7 @@ def test_crypto_gaps_count_every_missing_bar(bars):
 
 def test_stock_gaps_count_inside_a_session_only():
     days = ["2024-01-05", "2024-01-08"]  # Friday and Monday
-    stamps = pd.DatetimeIndex(
-        np.concatenate([pd.date_range(f"{d} 14:30", periods=78, freq="5min") for d in days])
-    )
+    stamps = pd.DatetimeIndex(np.concatenate([pd.date_range(f"{d} 14:30", periods=78, freq="5min") for d in days]))
     whole = frame(stamps, "AAPL")
     assert count_gaps(whole, FIVE, "stock") == ()
     (gap,) = count_gaps(whole.drop(index=[80, 81, 82]), FIVE, "stock")

@@ -33,9 +33,7 @@ def times(frame):
 
 
 def test_each_column_is_aggregated_by_its_rule():
-    out = resample_bars(
-        ramp(pd.date_range("2024-01-01", periods=6, freq="5min")), FIVE, FIFTEEN, "crypto", "x"
-    )
+    out = resample_bars(ramp(pd.date_range("2024-01-01", periods=6, freq="5min")), FIVE, FIFTEEN, "crypto", "x")
     assert times(out) == ["01 00:00", "01 00:15"]
     assert out[["open", "high", "low", "close", "volume", "signal"]].to_numpy().tolist() == [
         [10.0, 13.0, 9.0, 12.5, 6.0, -2.0],

@@ -40,8 +40,7 @@ def test_an_installed_package_adds_a_source(monkeypatch):
     monkeypatch.setattr(EntryPoint, "load", _load_here)
     monkeypatch.setattr(source_module, "entry_points", lambda group: [p for p in points if p.group == group])
     assert (
-        load_bars("borrowed", seed=3).fingerprint
-        == load_bars("synthetic", seed=3, options={"n_bars": 10}).fingerprint
+        load_bars("borrowed", seed=3).fingerprint == load_bars("synthetic", seed=3, options={"n_bars": 10}).fingerprint
     )
     with pytest.raises(InputError, match=r"'absent'.*cannot be imported"):
         load_bars("absent")

@@ -12,9 +12,7 @@ from environments.errors import InputError
 
 @pytest.fixture
 def bars():
-    return load_bars(
-        "synthetic", seed=1, timeframe="5m", options={"kind": "signal", "n_bars": 240, "n_assets": 3}
-    )
+    return load_bars("synthetic", seed=1, timeframe="5m", options={"kind": "signal", "n_bars": 240, "n_assets": 3})
 
 
 @pytest.fixture

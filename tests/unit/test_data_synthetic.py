@@ -117,9 +117,7 @@ def test_the_request_sets_timeframe_start_and_asset_class_too():
     assert (str(bars.timeframe), bars.symbols, len(bars.frame)) == ("15m", ("SYN1",), 4)
     assert bars.frame["timestamp"].iloc[-1] == pd.Timestamp("2021-05-01 00:45", tz="UTC")
     # Choosing an asset does not change its prices.
-    together = load_bars(
-        "synthetic", timeframe="15m", start="2021-05-01", options={"n_assets": 3, "n_bars": 4}
-    )
+    together = load_bars("synthetic", timeframe="15m", start="2021-05-01", options={"n_assets": 3, "n_bars": 4})
     alone = together.frame[together.frame["symbol"] == "SYN1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(bars.frame, alone)
 

@@ -111,9 +111,7 @@ def worlds(make_market, random_bars):
         bars = {"S0": event.remake(random_bars(7, 160)), "S1": random_bars(8, 160, price=40.0)}
         if event.remake is outage:
             bars["S1"] = outage(bars["S1"])
-        market = make_market(
-            bars, timeframe=event.timeframe, asset_class=event.asset_class, pauses=event.pauses
-        )
+        market = make_market(bars, timeframe=event.timeframe, asset_class=event.asset_class, pauses=event.pauses)
         return World(market, EVENT, 0)
 
     def real(event: Event) -> World:

@@ -96,9 +96,7 @@ def test_the_last_bars_are_enough(price, random_bars):
     own = columns(random_bars(6, 5_000, price=price, sigma=0.01, idle=0.02))
     full = asset_features(own, {}, NAMES).astype(np.float32)
     for end in [*range(MEMORY + 1, 5_000, 97), 5_000]:
-        recent = Bars(
-            *(getattr(own, n)[end - MEMORY : end] for n in ("open", "high", "low", "close", "volume"))
-        )
+        recent = Bars(*(getattr(own, n)[end - MEMORY : end] for n in ("open", "high", "low", "close", "volume")))
         live = asset_features(recent, {}, NAMES).astype(np.float32)
         # The widest lookback reads 256 rows; the oldest of them has only MEMORY - 255 bars behind it.
         for row in (-1, -2, -17, -256):

@@ -27,9 +27,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_gaussian_equals_torchs():
     head, log_std = torch.randn(2, 5, 3, generator=generator()), torch.tensor([[[-0.5, 0.0, 0.7]]])
     action = torch.randn(2, 5, 3, generator=generator(1))
-    theirs = torch.distributions.Independent(
-        torch.distributions.Normal(head, log_std.exp().expand_as(head)), 1
-    )
+    theirs = torch.distributions.Independent(torch.distributions.Normal(head, log_std.exp().expand_as(head)), 1)
     log_prob, entropy = DiagonalGaussian(3).log_prob_entropy(head, log_std, action)
     assert_close(log_prob, theirs.log_prob(action))
     assert_close(entropy, theirs.entropy())
@@ -97,9 +95,7 @@ def test_infinities_end_at_the_limit():
 
 
 def test_running_moments_equal_those_of_all_batches_together():
-    x = torch.randn(2, 700, 3, generator=generator()) * torch.tensor([1.0, 30.0, 0.1]) + torch.tensor(
-        [5.0, -200, 0]
-    )
+    x = torch.randn(2, 700, 3, generator=generator()) * torch.tensor([1.0, 30.0, 0.1]) + torch.tensor([5.0, -200, 0])
     norm = RunningNormalizer(2, 3)
     for batch in x.split([1, 99, 400, 200], dim=1):
         norm.update(batch)
@@ -184,10 +180,7 @@ def test_views_stay_views():
         total = sum(p.numel() for p in policy.parameters())
         assert flat.values.numel() == total
         for p in policy.parameters():
-            assert (
-                p.data_ptr() >= flat.values.data_ptr()
-                and p.untyped_storage().data_ptr() == flat.values.data_ptr()
-            )
+            assert p.data_ptr() >= flat.values.data_ptr() and p.untyped_storage().data_ptr() == flat.values.data_ptr()
             assert p.grad.untyped_storage().data_ptr() == flat.grads.data_ptr()
         joined = torch.cat([p.detach().reshape(2, -1) for p in policy.parameters()], dim=1)
         assert torch.equal(joined, flat.values)
@@ -257,8 +250,6 @@ def test_a_gradient_that_is_not_finite_leaves_its_member_untouched(bad):
     assert norm[0].isfinite() and not norm[1].isfinite()
     assert adam.count.flatten().tolist() == [2, 1, 1]
     for name in before:
-        assert torch.equal(before[name][1:], after[name][1:]), (
-            name
-        )  # neither the broken one nor the inactive one
+        assert torch.equal(before[name][1:], after[name][1:]), name  # neither the broken one nor the inactive one
         assert not torch.equal(before[name][0], after[name][0]), name
         assert np.isfinite(after[name].numpy()).all()

@@ -29,9 +29,7 @@ def rules(*each: tuple[float, float, float]) -> RuleTensors:
 FINE = (1e-9, 1e-9, 1.0)
 
 
-def trade(
-    account: Account, orders, price, rule: RuleTensors, frictions: Frictions = FREE, fillable=None, slip=None
-):
+def trade(account: Account, orders, price, rule: RuleTensors, frictions: Frictions = FREE, fillable=None, slip=None):
     """(account after, fills) of one bar for a single trader."""
     price, orders = torch.tensor(price, dtype=torch.float64), torch.tensor(orders, dtype=torch.float64)
     able = torch.ones_like(price, dtype=torch.bool) if fillable is None else torch.tensor([fillable])
@@ -63,9 +61,7 @@ def test_impact_slope_is_finite_at_zero():
     assert torch.isfinite(value.grad).all()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"commission_bps": -1.0}, {"spread_bps": 1_000.0}, {"slippage_bps": math.nan}]
-)
+@pytest.mark.parametrize("wrong", [{"commission_bps": -1.0}, {"spread_bps": 1_000.0}, {"slippage_bps": math.nan}])
 def test_costs_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Frictions(**wrong)
@@ -137,9 +133,7 @@ def test_gradients_are_finite_when_cash_runs_short():
     account = Account(f64(100.0), f64([0.0, 3.0, 9.0]), f64([0.0, 9.0, 12.0]), f64([0.0, 2.0, 1.0]))
     price, able, rule = f64([10.0, 20.0, 0.0]), torch.tensor([[True, True, False]]), rules(FINE, FINE, FINE)
     orders = Trades(1.0).orders(a, account, equity(account, price), price, able, rule)
-    after = settle(
-        account, match(account, orders, price, able, rule, Frictions(), torch.full((1, 3), 0.5).double())
-    )
+    after = settle(account, match(account, orders, price, able, rule, Frictions(), torch.full((1, 3), 0.5).double()))
     equity(after, f64([10.5, 19.0, 0.0])).sum().backward()
     assert torch.isfinite(a.grad).all() and a.grad[0, :2].abs().sum() > 0 and a.grad[0, 2] == 0
 

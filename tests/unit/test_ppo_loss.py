@@ -57,9 +57,7 @@ def test_value_loss_is_half_the_squared_error_times_its_coefficient():
 
 
 def test_all_terms_together_are_means_over_samples():
-    loss, _, _ = loss_of(
-        [1.5, 0.5], [2.0, 2.0], entropy=3.0, ent_coef=0.1, value=1.0, returns=4.0, vf_coef=0.5
-    )
+    loss, _, _ = loss_of([1.5, 0.5], [2.0, 2.0], entropy=3.0, ent_coef=0.1, value=1.0, returns=4.0, vf_coef=0.5)
     assert loss == pytest.approx((-2.4 - 1.0) / 2 - 0.3 + 2.25)
 
 

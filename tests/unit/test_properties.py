@@ -39,9 +39,7 @@ def some_bars(random_bars, seed: int, ticks: int = 90) -> dict:
     draw = random.Random(seed)
     kinds = ({}, {"missing": 0.15, "idle": 0.1}, {"listed": 30, "jump": 0.05})
     return {
-        f"S{i}/USD": random_bars(
-            draw.getrandbits(32), ticks, price=draw.choice([0.3, 20.0, 900.0]), sigma=0.04, **kind
-        )
+        f"S{i}/USD": random_bars(draw.getrandbits(32), ticks, price=draw.choice([0.3, 20.0, 900.0]), sigma=0.04, **kind)
         for i, kind in enumerate(kinds)
     }
 
@@ -59,9 +57,7 @@ def actions_of(env: MarketVecEnv, steps: int, seed: int) -> torch.Tensor:
 def test_value_is_conserved_and_nothing_is_overdrawn(seed, options, make_market, random_bars):
     """Cash and shares at the fill prices: after = before - fees. Cash and positions never below zero."""
     market = make_market(some_bars(random_bars, seed))
-    env = MarketVecEnv(
-        market, 6, rules=RuleBook("crypto", RULES), features=("return_1",), ruin=0.0, **options
-    )
+    env = MarketVecEnv(market, 6, rules=RuleBook("crypto", RULES), features=("return_1",), ruin=0.0, **options)
     quote = market.open if options["fill_at"] == "open" else market.close
     increments = torch.tensor(INCREMENTS, dtype=torch.float64)
     peak = torch.zeros(6, 3, dtype=torch.float64)
@@ -191,10 +187,7 @@ def test_a_member_does_not_notice_the_others(make_market, random_bars):
     segments = [[(0, 90)], [(60, 150), (160, 200)], [(40, 200)]]
     keep = dict(rules=RuleBook("crypto", RULES), features=("return_1",), episode_length=9)
     many = MarketVecEnv(market, 12, n_members=3, segments=segments, seed=[11, 22, 33], **keep)
-    alone = [
-        MarketVecEnv(market, 4, segments=s, seed=x, **keep)
-        for s, x in zip(segments, (11, 22, 33), strict=True)
-    ]
+    alone = [MarketVecEnv(market, 4, segments=s, seed=x, **keep) for s, x in zip(segments, (11, 22, 33), strict=True)]
     for action in actions_of(many, 300, 1):  # beyond one block of random starts
         together = many.step(action)
         for p, env in enumerate(alone):
@@ -317,9 +310,7 @@ def test_ruin_ends_an_episode_and_the_next_one_forgets_it(flat_market):
 
 def test_orders_fill_a_bar_later_at_its_open(flat_market):
     """Decided at the close of bar 1 (100), filled at the open of bar 2 (120), not at the price seen."""
-    market = flat_market(
-        [[90.0], [95.0], [120.0], [80.0], [70.0]], [[90.0], [100.0], [110.0], [75.0], [70.0]]
-    )
+    market = flat_market([[90.0], [95.0], [120.0], [80.0], [70.0]], [[90.0], [100.0], [110.0], [75.0], [70.0]])
     free = dict(commission_bps=0.0, spread_bps=0.0, slippage_bps=0.0, impact_coef=0.0)
     for lag, fill_at, price in (
         (1, "open", 120.0),
@@ -344,9 +335,7 @@ def test_orders_fill_a_bar_later_at_its_open(flat_market):
 
 def test_log_returns_sum_to_the_episode(make_market, random_bars):
     market = make_market(some_bars(random_bars, 3))
-    env = MarketVecEnv(
-        market, 1, reward="log_return", random_start=False, episode_length=None, features=("return_1",)
-    )
+    env = MarketVecEnv(market, 1, reward="log_return", random_start=False, episode_length=None, features=("return_1",))
     total, over = 0.0, False
     for action in actions_of(env, 200, 1):
         step = env.step(action)

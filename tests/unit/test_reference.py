@@ -144,9 +144,7 @@ def compare(world: dict, make_market, random_bars, steps: int = 30) -> None:
             ]
             pairs += [
                 (have, own, 1e-3 * worth / (asset.mark(want.tick) or worth))
-                for have, own, asset in zip(
-                    env.last_shares[i].tolist(), want.shares, setup.assets, strict=True
-                )
+                for have, own, asset in zip(env.last_shares[i].tolist(), want.shares, setup.assets, strict=True)
             ]
             if not ended:
                 pairs.append((float(env.account.cash[i]), want.cash, worth))
@@ -180,9 +178,6 @@ def test_enough_was_compared(make_market, random_bars):
     """A comparison in which nothing is traded or no episode ends would agree about nothing."""
     if not seen["steps"]:
         pytest.skip("only counts what the comparison in this file did")
-    print(
-        f"\n{seen['steps']} steps, {seen['trades']} trades, {seen['episodes']} episodes, "
-        f"error {seen['error']:.1e}"
-    )
+    print(f"\n{seen['steps']} steps, {seen['trades']} trades, {seen['episodes']} episodes, error {seen['error']:.1e}")
     assert seen["steps"] >= 5_000 and seen["trades"] >= seen["steps"] // 4 and seen["episodes"] >= 100
     assert len(seen["schemes"]) == 4 and len(seen["rewards"]) == 7 and seen["regimes"] >= 200

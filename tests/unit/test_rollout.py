@@ -163,9 +163,7 @@ def test_exploring_goes_on_in_a_market():
         if last is not None:
             assert torch.equal(rollout.bar[0], last[0]) and torch.equal(rollout.state[0], last[1])
         going = ~(rollout.terminated | rollout.truncated)
-        assert torch.equal(
-            (rollout.bar[1:] - rollout.bar[:-1])[going], torch.ones_like(rollout.bar[1:])[going]
-        )
+        assert torch.equal((rollout.bar[1:] - rollout.bar[:-1])[going], torch.ones_like(rollout.bar[1:])[going])
         assert torch.equal(rollout.final_bar, rollout.bar[:-1] + 1)
         assert torch.equal(rollout.final_state[going], rollout.state[1:][going])
         last = rollout.bar[-1].clone(), rollout.state[-1].clone()

@@ -45,12 +45,7 @@ BASE = {name: pair[0] for name, pair in PAIRS.items()}
 NEEDS = {"target_kl": {"clip_coef": 0.3}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

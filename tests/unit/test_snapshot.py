@@ -12,16 +12,9 @@ from datetime import UTC, datetime, timedelta
 import psutil
 import pytest
 
-from drl_agents.monitoring import gpu, snapshot
-from drl_agents.monitoring.snapshot import (
-    Trial,
-    best_so_far,
-    check_names,
-    find_studies,
-    process_state,
-    take_snapshot,
-    thin,
-)
+from drl_agents.monitoring import gpu, typed_json
+from drl_agents.monitoring.records import Trial
+from drl_agents.monitoring.snapshot import best_so_far, check_names, find_studies, process_state, take_snapshot, thin
 from environments.errors import InputError
 from environments.files import write_json
 
@@ -105,9 +98,7 @@ def trader_state(**changes) -> dict:
         "fees": 1.5,
         "n_orders": 2,
         "n_fills": 1,
-        "positions": [
-            {"symbol": "BTC/USD", "shares": 0.01, "price": 1e5, "value": 1000.0, "weight": 10 / 11}
-        ],
+        "positions": [{"symbol": "BTC/USD", "shares": 0.01, "price": 1e5, "value": 1000.0, "weight": 10 / 11}],
         "orders": [
             {
                 "id": "o1",
@@ -156,9 +147,7 @@ def test_a_whole_set_of_files_is_read_without_problems(tmp_path):
     )
     audit = tmp_path / "deployment" / "audit.jsonl"
     audit.write_text(
-        json.dumps(
-            {"time": iso(9), "event": "promoted", "bundle": "ppo-1", "reasons": ["better"], "replaced": "x"}
-        )
+        json.dumps({"time": iso(9), "event": "promoted", "bundle": "ppo-1", "reasons": ["better"], "replaced": "x"})
         + "\n"
     )
     taken = take_snapshot(tmp_path)
@@ -274,7 +263,7 @@ def test_torn_last_equity_line_is_ignored_and_a_broken_one_is_counted(tmp_path):
 
 
 def test_a_long_equity_file_is_read_from_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "TAIL_BYTES", 1000)
+    monkeypatch.setattr(typed_json, "TAIL_BYTES", 1000)
     write_trader(tmp_path, equity=equity_csv(500))
     taken = take_snapshot(tmp_path)
     assert taken.problems == [] and taken.trader.equity_curve[-1] == 1499.0
@@ -416,6 +405,4 @@ def test_processor_and_memory_are_measured():
 def test_without_torch_the_processor_is_still_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` raise ImportError
     device = gpu.take_device_snapshot()
-    assert (
-        device.cpu_percent is not None and device.gpus == [] and "torch does not import" in device.reasons[0]
-    )
+    assert device.cpu_percent is not None and device.gpus == [] and "torch does not import" in device.reasons[0]

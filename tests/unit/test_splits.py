@@ -98,9 +98,7 @@ def test_every_fold_keeps_its_promises(segments, n_groups, purge, embargo, data)
             assert any(start <= first < last <= stop for start, stop in segments)
         assert min(stop - start for start, stop in fold.train) >= min_length
         # What may train, written as the definition reads, bar by bar.
-        allowed = {
-            bar for bar in everything if not any(a - purge <= bar < b + purge + embargo for a, b in fold.test)
-        }
+        allowed = {bar for bar in everything if not any(a - purge <= bar < b + purge + embargo for a, b in fold.test)}
         assert set(train) <= allowed
         if min_length == 1:
             assert set(train) == allowed
