@@ -77,7 +77,6 @@ def train_members(
     config: TrialConfig,
     segments: Sequence[Sequence[tuple[int, int]]],
     seeds: Sequence[int],
-    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[AgentPPO, TrainResult]:
     """Train one member per entry of `segments`, each on its own segments with its own seed, side by side.
 
@@ -95,7 +94,7 @@ def train_members(
     )
     agent = AgentPPO(PolicySpec.of(env, **config.network), config.ppo, seeds, market.device)
     agent.policy.fit_normalizer(env)
-    return agent, train(agent, env, Budget(timesteps=workload.timesteps), stop=stop)
+    return agent, train(agent, env, Budget(timesteps=workload.timesteps))
 
 
 def walk_folds(workload: Workload, config: TrialConfig, folds: Sequence[Fold], agent: AgentPPO) -> np.ndarray:
@@ -129,7 +128,6 @@ def evaluate(
     config: TrialConfig,
     seed: int,
     report: Callable[[int, float], None] = lambda step, value: None,
-    stop: Callable[[], bool] = lambda: False,
 ) -> TrialOutcome:
     """Train and judge `config` on every fold.
 
@@ -148,7 +146,7 @@ def evaluate(
     for first in range(0, len(folds), size):
         batch = folds[first : first + size]
         seeds = [derived_seed(seed, fold.index) for fold in batch]
-        agent, result = train_members(workload, config, [fold.train for fold in batch], seeds, stop)
+        agent, result = train_members(workload, config, [fold.train for fold in batch], seeds)
         steps, seconds = steps + result.timesteps, seconds + result.seconds
         tests[first : first + len(batch)] = walk_folds(workload, config, batch, agent)
         for i in range(first, first + len(batch)):

@@ -112,11 +112,6 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if "requeued" not in t.user_attrs]
 
 
-def trial_reason(trial: FrozenTrial) -> str | None:
-    """Why a trial failed, where it said."""
-    return trial.user_attrs.get("reason")
-
-
 def run_study(
     study: optuna.Study,
     place: StudyPlace,
