@@ -6,6 +6,7 @@ by all of them. What can be computed from it alone is computed once and kept (`M
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from environments.data.exchange import sessions_of
+from environments.data.sessions import session_dates
 from environments.data.source import BarSet
 from environments.errors import InputError
 from environments.timeframe import Timeframe
@@ -24,6 +27,8 @@ HOURS = 3_600 * 10**9
 # exchanges close over weekends and holidays (the longest in our bars, September 2001, was seven days). A bar
 # longer than that is no pause.
 MAX_PAUSE = {"crypto": 24 * HOURS, "stock": 10 * 24 * HOURS}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +96,20 @@ class Market:
         return self._computed[key]
 
     @classmethod
-    def from_bars(cls, bars: BarSet, device: torch.device | str = "cpu") -> Market:
+    def from_bars(cls, bars: BarSet, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Market:
         """Align a `BarSet` on the union of its timestamps.
+
+        dtype: of prices, and of every account that trades on them; None: float64, float32 where the device has none.
 
         Raises:
             InputError: fewer than two bars.
         """
         device = torch.device(device)
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        for note in bars.notes:
+            logger.warning("%s", note)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise InputError(f"dtype={dtype}: accepted are torch.float32, torch.float64")
+        dtype = dtype or (torch.float32 if device.type == "mps" else torch.float64)
         frame = bars.frame
         stamps = pd.DatetimeIndex(frame["timestamp"]).as_unit("ns").asi8
         clock, rows = np.unique(stamps, return_inverse=True)
@@ -131,7 +142,7 @@ class Market:
             segment=torch.as_tensor(np.cumsum(pause)).to(device),
             extra=tensor(extra),
             extra_names=names,
-            bars_per_year=bars_per_year(clock, bars.timeframe, bars.asset_class),
+            bars_per_year=bars_per_year(clock, bars.timeframe, bars.asset_class, bars.calendar),
             source=bars.source,
             synthetic=bars.synthetic,
             fingerprint=bars.fingerprint,
@@ -149,13 +160,22 @@ def last_known(close: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(filled), filled, 0.0)
 
 
-def bars_per_year(clock: np.ndarray, timeframe: Timeframe, asset_class: str) -> float:
+def bars_per_year(clock: np.ndarray, timeframe: Timeframe, asset_class: str, calendar: str | None = None) -> float:
     """Bars in a year of this market's own trading hours.
 
-    Round the clock: 365.25 days of bars. Stocks: 252 sessions of the median number of bars a session
-    has in the data. clock: (B,) int64 UTC nanoseconds.
+    Round the clock: 365.25 days of bars. Stocks: the sessions of a year times the median number of bars a session has
+    in the data. The sessions of a year are the calendar's own, on average over the calendar years the bars lie in;
+    without a calendar 252, and sessions are told by their nights (see `session_dates`).
+
+    clock: (B,) int64 UTC nanoseconds, ascending. calendar: see `BarSet.calendar`.
     """
     if asset_class == "crypto":
         return 365.25 * 24 * 60 / timeframe.minutes
-    _, bars_per_session = np.unique(clock // (24 * HOURS), return_counts=True)
-    return 252.0 * float(np.median(bars_per_session))
+    if calendar is None:
+        sessions_per_year, session = 252.0, session_dates(clock)
+    else:
+        sessions = sessions_of(calendar, clock)
+        sessions_per_year, session = sessions.per_year, sessions.containing(clock, timeframe.nanoseconds)
+        session = session[session >= 0]
+    _, bars_per_session = np.unique(session, return_counts=True)
+    return sessions_per_year * float(np.median(bars_per_session))

@@ -25,7 +25,8 @@ class Options:
     symbols: str | None = None
     """comma-separated, such as BTC/USD,ETH/USD or AAPL,MSFT"""
     expanded: bool = False
-    """twelve large US stocks and funds instead of --symbols"""
+    """SPY QQQ IWM AAPL MSFT NVDA TSLA AMZN META GOOGL AMD NFLX and cash instead of --symbols; cash is the account's own
+    and has no bars"""
     timeframe: str | None = None
     """bar size such as 5m, 1h, 1d"""
     start: str | None = None
@@ -42,6 +43,13 @@ class Options:
     """of source files: a Parquet or CSV file, or a folder of them"""
     asset_class: str | None = None
     """crypto or stock; default: by the symbols or the bars"""
+    calendar: str | None = None
+    """sessions of stocks: a name of exchange_calendars such as XNYS or XBOM, or none to read them off the bars;
+    default: XNYS or XBOM if the bars fit"""
+    extra_columns: str | None = None
+    """comma-separated further numeric columns to carry, such as marketcap"""
+    indicators: str | None = None
+    """of source postgres: all, or comma-separated columns of technical_indicators"""
     options: str | None = None
     """options of the source, such as feed=iex,adjustment=raw,hours=all for alpaca"""
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -56,7 +64,9 @@ class Options:
             "end": self.end,
             "path": self.path,
             "asset_class": self.asset_class,
-            "options": parse_options(self.options),
+            "calendar": self.calendar,
+            "extra_columns": self.extra_columns,
+            "options": parse_options(self.options) | ({"indicators": self.indicators} if self.indicators else {}),
         }
         given = {name: value for name, value in request.items() if value}
         return downloads.Download(self.source, given, self.out, self.to, self.fallback)
@@ -75,6 +85,12 @@ def main(options: Options) -> int:
         print(f"SYNTHETIC bars{why}: they say nothing about a real market")
     missing = sum(gap.missing_bars for gap in done.bars.gaps)
     print(done.bars.description)
+    if options.expanded:
+        print(f"expanded set: {len(downloads.EXPANDED)} symbols; the thirteenth, cash, is the account's own: no bars")
+    for note in done.bars.notes:
+        print(note)
+    if done.bars.asset_class == "stock":
+        print(f"calendar:     {done.bars.calendar or 'none, sessions are read off the bars'}")
     print(f"missing bars: {missing} in {len(done.bars.gaps)} gaps")
     print(f"fingerprint:  {done.bars.fingerprint}")
     if done.folder is not None:

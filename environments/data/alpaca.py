@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +15,27 @@ import pandas as pd
 from alpaca.common.exceptions import APIError
 from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDataClient
 
+from environments.data.alpaca_plan import Plan, api_timeframe, make_plan
 from environments.data.credentials import Secret, alpaca_keys, redact
+from environments.data.exchange import NO_CALENDAR, US_STOCKS
+from environments.data.extend import HistoryChanged, extend, fetch_from
 from environments.data.files import bars_from_frame
 from environments.data.http import PatientSession, require_https
-from environments.data.pages import PageCache, Row, finished, write_record
+from environments.data.pages import PageCache, Row, kept, write_record
 from environments.data.quality import check_bars
 from environments.data.source import BarRequest, BarSet, SourceUnavailable
 from environments.data.store import save_dataset
 from environments.data.tidy import COLUMNS, tidy
 from environments.errors import InputError
-from environments.timeframe import Timeframe
 
 PAGE_LIMIT = 10_000  # the most bars one answer holds
 URL_VARIABLE = "APCA_API_DATA_URL"
 CACHE = Path("data") / "alpaca"
-# Plans without a subscription may not ask for consolidated trades of the last 15 minutes.
-DELAY = pd.Timedelta(minutes=15)
 DAY = pd.Timedelta(days=1)
 EXCHANGE_TIME = "America/New_York"
 SESSION = (9 * 60 + 30, 16 * 60)  # minutes of the exchange's day
-HALF_HOUR = 30
-OPTIONS = {
-    "feed": ("sip", "iex"),
-    "adjustment": ("all", "raw", "split", "dividend"),
-    "hours": ("regular", "all"),
-}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is fetched: bars of `fetched`, of which those of `timeframe` are made.
-
-    start <= timestamp < end; asked_end is what the request said, end what it comes to.
-    """
-
-    symbols: tuple[str, ...]
-    asset_class: str
-    timeframe: Timeframe
-    fetched: Timeframe
-    start: pd.Timestamp
-    end: pd.Timestamp
-    asked_end: pd.Timestamp | None
-    feed: str
-    adjustment: str
-    hours: str
-
-    @property
-    def adjusted(self) -> bool:
-        return self.asset_class == "stock" and self.adjustment != "raw"
-
-    def asked(self) -> dict[str, Any]:
-        """What identifies the download, apart from its symbols and from when it is made, as JSON values."""
-        given = asdict(self) | {"timeframe": str(self.timeframe), "fetched": str(self.fetched)}
-        return {k: None if v is None else str(v) for k, v in given.items() if k not in ("symbols", "end")}
-
-    def facts(self, today: pd.Timestamp) -> dict[str, Any]:
-        """What depends on when it is made. A dividend or split after `begun` changes all adjusted prices."""
-        return {"end": self.end.isoformat()} | ({"begun": str(today.date())} if self.adjusted else {})
 
 
 class AlpacaSource:
@@ -82,14 +44,15 @@ class AlpacaSource:
     Symbols with a slash (BTC/USD) are crypto, for which no keys are needed; the others are US stocks. Needed
     are symbols, timeframe and start; the end is the last midnight UTC by which every bar was complete for 15
     minutes, or an earlier one asked for. `path` is the dataset's folder, by default one under data/alpaca
-    named after the request. A dataset there that answers the request is given without asking Alpaca; an
-    interrupted download is gone on with, unless prices are adjusted and it was begun on another day.
+    named after the request. A dataset there that answers the request is given without asking Alpaca; one that only
+    ends earlier is added to; an interrupted download is gone on with, unless prices are adjusted and it was begun on
+    another day. Where prices are adjusted nothing is added: a split since would change all of them.
 
     Options, for stocks: feed ("sip": all exchanges; "iex": one, a few per cent of the volume), adjustment
-    ("all": for splits and dividends, "raw", "split", "dividend"), hours ("regular": 09:30 to 16:00 New York;
-    "all": also pre-market and after-hours). Regular bars of an hour or more are made of half-hour ones,
-    counted from the session's open, as `resample_bars` does. Daily stock bars are labelled 00:00 UTC of their
-    date.
+    ("all": for splits and dividends, "raw", "split", "dividend"), hours ("regular": the sessions of calendar XNYS,
+    09:30 to 16:00 New York and shorter on half days; "all": also pre-market and after-hours). Regular bars of an hour
+    or more are made of half-hour ones, counted from the session's open, as `resample_bars` does. Daily stock bars are
+    labelled 00:00 UTC of their date.
 
     The base URL can be overridden with the variable APCA_API_DATA_URL.
 
@@ -116,14 +79,35 @@ class AlpacaSource:
         """
         now = self._now()
         plan = make_plan(request, now)
-        asked, facts = plan.asked(), plan.facts(now)
-        whole = {"symbols": list(plan.symbols), **asked}
+        whole = {"symbols": list(plan.symbols), **plan.asked()}
         folder = request.path or _default_folder(plan, whole)
-        kept = finished(folder, whole, {"end": facts["end"]})
-        if kept is not None:
-            return kept
+        whole.pop("asked_end")
+        found = kept(folder, whole, plan.end.isoformat())
+        if found is not None and found[1] == plan.end.isoformat():
+            return found[0]
+        grown = None
+        if found is not None and not plan.adjusted:
+            try:
+                grown = self._added(found[0], plan, folder, now)
+            except HistoryChanged as error:
+                logger.warning("alpaca: %s; all bars are fetched again", error)
+        bars, end = grown or self._fetch(plan, folder, now)
+        write_record(folder, whole, end.isoformat(), bars.fingerprint)
+        save_dataset(bars, folder)
+        PageCache.discard(folder)
+        return bars
+
+    def _added(self, before: BarSet, plan: Plan, folder: Path, now: pd.Timestamp) -> tuple[BarSet, pd.Timestamp]:
+        """The bars of `before` and those up to the plan's end, of which only the last day of `before` is fetched
+        again; and that end."""
+        since = fetch_from(before)
+        new, end = self._fetch(replace(plan, start=since), folder, now)
+        return extend(before, new, since), end
+
+    def _fetch(self, plan: Plan, folder: Path, now: pd.Timestamp) -> tuple[BarSet, pd.Timestamp]:
+        """The plan's bars, and their end: an interrupted download is gone on with to the end it was begun with."""
         client, secrets = self._client(plan)
-        cache = PageCache.open(folder, asked, facts, keep=not plan.adjusted)
+        cache = PageCache.open(folder, plan.asked(), plan.facts(now), keep=not plan.adjusted)
         plan = replace(plan, end=pd.Timestamp(cache.facts["end"]))
         with client._session:
             frames = [self._symbol(client, secrets, plan, symbol, cache) for symbol in plan.symbols]
@@ -134,15 +118,11 @@ class AlpacaSource:
             start=plan.start,
             end=plan.end,
             asset_class=plan.asset_class,
+            calendar=None if plan.asset_class == "crypto" else US_STOCKS if plan.hours == "regular" else NO_CALENDAR,
         )
-        bars = bars_from_frame(frame, self.name, wanted, source=self.name, own=plan.fetched)
-        if plan.asset_class == "stock":
-            note = f", feed {plan.feed}, adjustment {plan.adjustment}, {plan.hours} hours"
-            bars = replace(bars, description=bars.description + note)
-        write_record(folder, whole, {"end": plan.end.isoformat()}, bars.fingerprint)
-        save_dataset(bars, folder)
-        cache.drop()
-        return bars
+        stock = plan.asset_class == "stock"
+        note = f", feed {plan.feed}, adjustment {plan.adjustment}, {plan.hours} hours" if stock else ""
+        return bars_from_frame(frame, self.name, wanted, source=self.name, own=plan.fetched, note=note), plan.end
 
     def _client(self, plan: Plan) -> tuple[Any, tuple[Secret, ...]]:
         """alpaca-py's client of the asset class over our session, and the keys it carries."""
@@ -186,58 +166,6 @@ class AlpacaSource:
         if self.on_progress is not None:
             reached = (pd.Timestamp(rows[-1][0]) - plan.start) / (plan.end - plan.start) if rows else 0.0
             self.on_progress(symbol, 1.0 if complete else min(max(reached, 0.0), 1.0), len(rows))
-
-
-def make_plan(request: BarRequest, now: pd.Timestamp) -> Plan:
-    """What to fetch for `request` at the time `now`. Raises InputError for what Alpaca does not offer."""
-    request.accept_only("alpaca", "symbols", "timeframe", "start", "end", "path", "asset_class", "options")
-    for name in ("symbols", "timeframe", "start"):
-        if getattr(request, name) is None:
-            raise InputError(f"source alpaca needs {name}, such as BTC/USD, 1h and 2023-01-01")
-    symbols, timeframe = request.symbols, request.timeframe
-    pairs = [s for s in symbols if "/" in s]
-    asset_class = request.asset_class or ("crypto" if pairs else "stock")
-    if wrong := [s for s in symbols if ("/" in s) != (asset_class == "crypto")]:
-        raise InputError(
-            f"source alpaca, {asset_class}: symbol {wrong[0]}; crypto symbols have a slash as in BTC/USD, "
-            "stock symbols have none, and one request is for one of the two"
-        )
-    options = {name: accepted[0] for name, accepted in OPTIONS.items()}
-    for name, value in request.options.items():
-        if name not in OPTIONS:
-            raise InputError(f"source alpaca has no option {name}: accepted are {', '.join(OPTIONS)}")
-        if value not in OPTIONS[name]:
-            raise InputError(f"source alpaca {name}={value}: {', '.join(OPTIONS[name])} are accepted")
-        options[name] = value
-    fetched = timeframe
-    if asset_class == "stock" and options["hours"] == "regular" and timeframe.minutes < 1_440:
-        if timeframe.minutes % HALF_HOUR == 0:
-            fetched = Timeframe(HALF_HOUR)
-        elif HALF_HOUR % timeframe.minutes:
-            raise InputError(f"timeframe {timeframe}: in regular hours, divisors and multiples of 30m are accepted")
-    api_timeframe(fetched)
-    # The bar that opens just before the end is complete, and old enough for every plan.
-    latest = (now - DELAY - pd.Timedelta(timeframe.nanoseconds)).as_unit("ns")
-    end = request.end
-    if end is None or end > latest:
-        end = latest.floor("D")
-        if request.end is not None:
-            logger.info("alpaca: bars to %s are complete; the end asked for is later", end.date())
-    if request.start >= end:
-        raise InputError(f"start {request.start.isoformat()}: complete bars end at {end.isoformat()}")
-    return Plan(symbols, asset_class, timeframe, fetched, request.start, end, request.end, **options)
-
-
-def api_timeframe(timeframe: Timeframe) -> str:
-    """Alpaca's notation: 1Min to 59Min, 1Hour to 23Hour or 1Day. Raises InputError for other lengths."""
-    minutes = timeframe.minutes
-    if minutes < 60:
-        return f"{minutes}Min"
-    if minutes % 60 == 0 and minutes < 1_440:
-        return f"{minutes // 60}Hour"
-    if minutes == 1_440:
-        return "1Day"
-    raise InputError(f"timeframe {timeframe}: Alpaca has 1m to 59m, 1h to 23h and 1d")
 
 
 def _page(

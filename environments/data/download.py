@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from environments.data.exchange import NO_CALENDAR
+from environments.data.extend import HistoryChanged, extend, fetch_from
+from environments.data.pages import kept, write_record
 from environments.data.postgres import write_bars
 from environments.data.sessions import DAY
-from environments.data.source import BarRequest, BarSet, SourceUnavailable, find_source, load_bars
+from environments.data.source import BarRequest, BarSet, DataSource, SourceUnavailable, find_source, load_bars
 from environments.data.store import MANIFEST, load_dataset, save_dataset
 from environments.errors import InputError
 from environments.timeframe import Timeframe
 
-# Index funds and large companies that trade all day; cash is the account's own.
+# Index funds and large companies that trade all day. With cash, which is the account's own and has no bars, they are
+# the thirteen of the expanded set.
 EXPANDED = ("SPY", "QQQ", "IWM", "AAPL", "MSFT", "NVDA", "TSLA", "AMZN", "META", "GOOGL", "AMD", "NFLX")
 DESTINATIONS = ("files", "postgres")
 FALLBACKS = ("synthetic",)
 # Sources that keep what they fetch in the dataset folder themselves, to go on after an interruption.
 KEEPS_ITS_DATASET = ("alpaca",)
+# Sources that can be asked for the new part alone; of others all is read, and must go on from what is kept.
+FETCHES_SPANS = ("postgres",)
 SESSION_MINUTES = 390
 FALLBACK_BARS = (2, 500_000)
 
@@ -75,11 +81,8 @@ def download(job: Download, on_progress: Progress | None = None) -> Downloaded:
         if job.fallback is None:
             raise
         return _synthetic(job, str(error))
-    folder = job.out
-    if folder is not None and job.source not in KEEPS_ITS_DATASET:
-        _save(bars, folder)
     rows = write_bars(bars, on_progress) if job.to == "postgres" else 0
-    return Downloaded(bars, folder, rows)
+    return Downloaded(bars, job.out, rows)
 
 
 def _check(job: Download) -> None:
@@ -97,17 +100,48 @@ def _load(job: Download, on_progress: Progress | None) -> BarSet:
     source = find_source(job.source)
     if hasattr(source, "on_progress"):
         source.on_progress = on_progress
-    request = dict(job.request)
-    if job.source in KEEPS_ITS_DATASET and job.out is not None:
-        request["path"] = job.out
-    return source.load(BarRequest(**request))
+    request = BarRequest(**job.request)
+    if job.out is None:
+        return source.load(request)
+    if job.source in KEEPS_ITS_DATASET:
+        return source.load(replace(request, path=job.out))
+    return _load_and_keep(source, request, job.out)
 
 
-def _save(bars: BarSet, folder: Path) -> None:
-    """Keep `bars`, unless the folder holds other ones. Raises InputError then."""
-    if (folder / MANIFEST).exists() and load_dataset(folder).fingerprint != bars.fingerprint:
-        raise InputError(f"{folder}: it holds another dataset; name another folder, or remove this one")
+def _load_and_keep(source: DataSource, request: BarRequest, folder: Path) -> BarSet:
+    """The bars of `request`, kept in `folder`: what is there of an earlier end is added to.
+
+    Raises:
+        InputError: the folder holds another dataset, or the source says something else about the bars in it.
+    """
+    asked = {"source": source.name, **{name: _text(value) for name, value in vars(request).items() if name != "end"}}
+    end = _text(request.end)
+    found = kept(folder, asked, end)
+    if found is None:
+        bars = source.load(request)
+    else:
+        before, since = found[0], None
+        if source.name in FETCHES_SPANS:
+            calendar = before.calendar or (NO_CALENDAR if before.asset_class == "stock" else None)
+            since = fetch_from(before)
+            request = replace(request, start=since, asset_class=before.asset_class, calendar=calendar)
+        bars = source.load(request)
+        try:
+            bars = extend(before, bars, since)
+        except HistoryChanged as error:
+            raise HistoryChanged(f"{folder}: {error}; name another folder, or remove this one") from None
+    write_record(folder, asked, end, bars.fingerprint)
     save_dataset(bars, folder)
+    return bars
+
+
+def _text(value: Any) -> Any:
+    """A field of a request as a JSON value."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
+    return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else str(value)
 
 
 def _synthetic(job: Download, reason: str) -> Downloaded:
@@ -139,5 +173,7 @@ def _synthetic(job: Download, reason: str) -> Downloaded:
     )
     assert job.out is not None
     folder = job.out.with_name(f"{job.out.name}-synthetic")
-    _save(bars, folder)
+    if (folder / MANIFEST).exists() and load_dataset(folder).fingerprint != bars.fingerprint:
+        raise InputError(f"{folder}: it holds another dataset; name another folder, or remove this one")
+    save_dataset(bars, folder)
     return Downloaded(bars, folder, 0, reason)

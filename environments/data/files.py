@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from environments.data.exchange import NO_CALENDAR, choose_sessions, keep_sessions
 from environments.data.quality import check_bars
 from environments.data.resample import resample_bars
 from environments.data.sessions import DAY
@@ -43,14 +44,16 @@ class FileSource:
     Timestamps are bar open times, ISO or epoch (naive means UTC). Further numeric columns are carried when
     `extra_columns` names them. The bars' own timeframe is their most common spacing; a coarser whole multiple
     of it is resampled (see `resample.resample_bars`) and the description says so. `start` is inclusive, `end`
-    exclusive.
+    exclusive. Stocks keep to the sessions of their exchange, see `bars_from_frame`.
     """
 
     name = "files"
 
     def load(self, request: BarRequest) -> BarSet:
         """Read, check, cut and, where asked, resample. Raises InputError naming the file that is wrong."""
-        request.accept_only(self.name, "path", "symbols", "timeframe", "start", "end", "asset_class", "extra_columns")
+        request.accept_only(
+            self.name, "path", "symbols", "timeframe", "start", "end", "asset_class", "extra_columns", "calendar"
+        )
         if request.path is None:
             raise InputError("source files needs a path: a Parquet or CSV file, or a folder of them")
         path = request.path.resolve()  # a name also for "."
@@ -121,31 +124,50 @@ def read_file(path: Path, extra: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def bars_from_frame(
-    frame: pd.DataFrame, origin: str, request: BarRequest, source: str, own: Timeframe | None = None
+    frame: pd.DataFrame,
+    origin: str,
+    request: BarRequest,
+    source: str,
+    own: Timeframe | None = None,
+    note: str = "",
 ) -> BarSet:
     """Cut and, where asked, resample tidy rows, and make a `BarSet` of them.
 
     The end is cut before resampling, so no coarse bar contains a later price; the start after it, so no
     coarse bar lacks its beginning.
 
+    Stocks: intraday bars outside the sessions of their exchange calendar are dropped, and a note says how many; see
+    `exchange.choose_sessions` and `exchange.keep_sessions`.
+
     own: the bars' timeframe where it is known; None to tell it from their spacing.
+    note: appended to the description.
 
     Raises:
-        InputError: an unknown symbol, a timeframe that cannot be made, no bars between start and end,
-            or a bad bar.
+        InputError: an unknown symbol, a timeframe that cannot be made, no bars between start and end, a bad bar, or a
+            calendar that the bars are not of.
     """
     frame = _only(frame, request.symbols, origin)
     asset_class = request.asset_class or infer_asset_class(frame)
     own = own or infer_timeframe(frame, origin)
     want = request.timeframe or own
-    note = ""
+    sessions, notes = None, []
+    if asset_class == "stock":
+        sessions, found = choose_sessions(frame, own, request.calendar, origin)
+        notes += found
+    elif request.calendar not in (None, NO_CALENDAR):
+        raise InputError(f"{origin}: calendar {request.calendar} is for stocks; these are crypto bars, round the clock")
     whole = frame
     if request.end is not None:
         frame = frame[frame["timestamp"] < request.end]
+    if request.start is not None and want == own:
+        frame = frame[frame["timestamp"] >= request.start]
+    if sessions is not None and not frame.empty:
+        frame, found = keep_sessions(frame, sessions, own)
+        notes += found
     if want != own and not frame.empty:
         check_bars(frame, origin)
-        frame = resample_bars(sort_bars(frame), own, want, asset_class, origin)
-        note = f", resampled from {own}"
+        frame = resample_bars(sort_bars(frame), own, want, asset_class, origin, sessions)
+        note = f", resampled from {own}{note}"
     if request.start is not None:
         frame = frame[frame["timestamp"] >= request.start]
     absent = sorted(set(request.symbols or ()) - set(frame["symbol"].unique()))
@@ -164,6 +186,8 @@ def bars_from_frame(
         asset_class=asset_class,
         symbols=request.symbols,
         note=note,
+        sessions=sessions,
+        notes=notes,
     )
 
 

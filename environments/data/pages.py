@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from environments.data.source import BarSet
 from environments.data.store import MANIFEST, load_dataset
 from environments.errors import InputError
@@ -68,33 +70,47 @@ class PageCache:
         """Keep page `number` of `symbol`."""
         write_json(self._page(symbol, number), {"bars": bars, "next_page_token": next_page_token})
 
-    def drop(self, symbol: str | None = None) -> None:
-        """Remove the pages of `symbol`; of all, and the plan, for None."""
-        shutil.rmtree(self.folder if symbol is None else self._page(symbol, 0).parent, ignore_errors=True)
+    def drop(self, symbol: str) -> None:
+        """Remove the pages of `symbol`."""
+        shutil.rmtree(self._page(symbol, 0).parent, ignore_errors=True)
+
+    @staticmethod
+    def discard(dataset: Path) -> None:
+        """Remove all pages under `dataset`: it is whole."""
+        shutil.rmtree(dataset / PARTIAL, ignore_errors=True)
 
     def _page(self, symbol: str, number: int) -> Path:
         return self.folder / quote(symbol, safe="") / f"{number:05d}.json"
 
 
-def write_record(dataset: Path, asked: dict[str, Any], facts: dict[str, Any], fingerprint: str) -> None:
-    """Note beside a dataset what it answers. To be written before the dataset: alone it claims nothing."""
-    write_json(dataset / RECORD, {"asked": asked, "facts": facts, "fingerprint": fingerprint})
+def write_record(dataset: Path, asked: dict[str, Any], end: str | None, fingerprint: str) -> None:
+    """Note beside a dataset what it answers, see `kept`. To be written before the dataset: alone it claims nothing."""
+    write_json(dataset / RECORD, {"asked": asked, "end": end, "fingerprint": fingerprint})
 
 
-def finished(dataset: Path, asked: dict[str, Any], facts: dict[str, Any]) -> BarSet | None:
-    """The dataset in the folder if it answers `asked` with the same `facts`; None where it must be made.
+def kept(dataset: Path, asked: dict[str, Any], end: str | None) -> tuple[BarSet, str | None] | None:
+    """The dataset in the folder and the end it reaches, if it answers `asked` up to `end` or to an earlier end.
+
+    None where there is none, or only what a crash left of one. asked: all that identifies the dataset but its end.
+    end: ISO time that bars are to stop before; None for all there are.
 
     Raises:
-        InputError: the folder holds a dataset that answers something else, or one that was changed.
+        InputError: the folder holds a dataset that answers something else or goes on beyond `end`, or one that was
+            changed.
     """
     manifest = _read(dataset / MANIFEST)
     if manifest is None and not (dataset / MANIFEST).exists():
         return None
     record = _read(dataset / RECORD) or {}
-    if record.get("asked") != asked:
+    if record.get("asked") != asked or not _reaches(end, record["end"]):
         raise InputError(f"{dataset}: it holds another dataset; name another folder, or remove this one")
     whole = manifest is not None and record["fingerprint"] == manifest.get("fingerprint")
-    return load_dataset(dataset) if whole and record["facts"] == facts else None
+    return (load_dataset(dataset), record["end"]) if whole else None
+
+
+def _reaches(end: str | None, before: str | None) -> bool:
+    """Whether bars up to `end` hold those up to `before`."""
+    return end is None or (before is not None and pd.Timestamp(end) >= pd.Timestamp(before))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

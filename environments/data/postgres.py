@@ -5,21 +5,25 @@
         timeframe  text              5m, 1h, 1d (see environments.timeframe)
         timestamp  timestamptz       when the bar opens; 00:00 UTC of its date for daily stock bars
         open, high, low, close, volume  double precision
+        marketcap  double precision  only where a download brought one; other such columns may be added by hand
         primary key (symbol, timeframe, timestamp)
 
-Doubles and microseconds go over the wire as they are, so a round trip keeps the fingerprint.
+and, with the same key, technical_indicators (see `indicators`). Doubles and microseconds go over the wire as they
+are, so a round trip keeps the fingerprint.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from environments.data import indicators
+from environments.data.copy_binary import HEADER, TRAILER, decode_rows, encode_rows
 from environments.data.credentials import Secret, find_secret, redact
 from environments.data.files import bars_from_frame
 from environments.data.postgrest import SUPABASE_NAMES, SupabaseTable
@@ -31,33 +35,19 @@ from environments.timeframe import Timeframe
 TABLE = "historical_bars"
 URL_VARIABLE = "DATABASE_URL"
 CONNECT_TIMEOUT = 10
-CREATE = f"""
-CREATE TABLE IF NOT EXISTS {TABLE} (
+# Further columns that belong to a bar itself; all others are indicators.
+OF_THE_BAR = ("marketcap",)
+CREATE = """
+CREATE TABLE IF NOT EXISTS {table} (
     symbol text NOT NULL,
     timeframe text NOT NULL,
     timestamp timestamptz NOT NULL,
-    open double precision NOT NULL,
-    high double precision NOT NULL,
-    low double precision NOT NULL,
-    close double precision NOT NULL,
-    volume double precision NOT NULL,
+    {columns}
     PRIMARY KEY (symbol, timeframe, timestamp)
 )
 """
-SELECT = f"""
-COPY (
-    SELECT timestamp::timestamptz, {", ".join(f"{name}::double precision" for name in VALUES)}
-    FROM {TABLE}
-    WHERE symbol = %s AND timeframe = %s AND timestamp >= %s AND timestamp < %s ORDER BY timestamp
-) TO STDOUT (FORMAT binary)
-"""
-
-# https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format": a signature, flags and the length of
-# a header extension; per row the number of fields, per field its length and content, big-endian; -1 ends it.
-HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-TRAILER = b"\xff\xff"
-MICROSECONDS_TO_2000 = 946_684_800_000_000  # timestamps count microseconds from 2000-01-01
-EIGHT_BYTES = [("timestamp", ">i8"), *((name, ">f8") for name in VALUES)]
+NUMERIC = ("smallint", "integer", "bigint", "real", "double precision", "numeric")
+LONGEST_NAME = 63  # bytes of a PostgreSQL identifier; longer ones are cut without a word
 CHUNK_ROWS = 50_000
 
 
@@ -67,6 +57,10 @@ class PostgresSource:
     DATABASE_URL (postgresql://user:password@host:5432/database, from the environment or `.env`) is used when
     it is set; otherwise SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, see `postgrest.SupabaseTable`. Over https
     symbols and timeframe are needed; in a database they default to all symbols and the only timeframe there.
+
+    `extra_columns` names further numeric columns of the table, such as marketcap. The option `indicators` ("all", or
+    names separated by commas) joins numeric columns of technical_indicators on symbol, timeframe and timestamp: as
+    known at the close of that bar, NaN where there is no row or no number, see `indicators`.
     """
 
     name = "postgres"
@@ -78,74 +72,124 @@ class PostgresSource:
 
         Raises:
             SourceUnavailable: no URL or keys set, or the server cannot be reached or refuses.
-            InputError: no such symbol or timeframe, a NULL, or a bad bar.
+            InputError: no such symbol, timeframe, column or indicator, a NULL, or a bad bar.
         """
-        request.accept_only(self.name, "symbols", "timeframe", "start", "end", "asset_class")
+        request.accept_only(
+            self.name, "symbols", "timeframe", "start", "end", "asset_class", "extra_columns", "calendar", "options"
+        )
+        asked = indicators.asked_indicators(dict(request.options), self.name)
         url = find_secret(URL_VARIABLE)
         if url is not None:
-            frame, timeframe = self._read(url, request)
+            frame, timeframe, names = self._read(url, request, asked)
         elif find_secret(*SUPABASE_NAMES) is not None:
             frame, timeframe = SupabaseTable.from_environment(TABLE).read(request, self.on_progress)
+            names = ()
+            if asked is not None:
+                table = SupabaseTable.from_environment(indicators.TABLE)
+                frame, names = table.join_indicators(frame, request, asked)
         else:
             raise SourceUnavailable(
                 f"source postgres needs {URL_VARIABLE}, or {' and '.join(SUPABASE_NAMES)}, in the "
                 "environment or in a .env file here"
             )
-        return bars_from_frame(frame, TABLE, request, source=self.name, own=timeframe)
+        note = f", with {', '.join(names)} of {indicators.TABLE}" if names else ""
+        bars = bars_from_frame(frame, TABLE, request, source=self.name, own=timeframe, note=note)
+        return replace(bars, notes=(*bars.notes, *indicators.report_unknown(bars.frame, names)))
 
-    def _read(self, url: Secret, request: BarRequest) -> tuple[pd.DataFrame, Timeframe]:
+    def _read(
+        self, url: Secret, request: BarRequest, asked: Sequence[str] | None
+    ) -> tuple[pd.DataFrame, Timeframe, tuple[str, ...]]:
+        """Tidy rows, their timeframe, and the names of the indicators in them."""
         with connect(url) as connection:
             # One snapshot, so that a download into the table meanwhile is seen whole or not at all.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             timeframe, symbols = _choose(connection, request)
+            have = _numeric_columns(connection, TABLE)
+            if absent := [name for name in request.extra_columns if name not in have]:
+                raise InputError(f"{TABLE} has no numeric column {', '.join(absent)}; it has {', '.join(have)}")
+            names: tuple[str, ...] = ()
+            if asked is not None:
+                present = _numeric_columns(connection, indicators.TABLE)
+                names = indicators.choose_indicators(asked, present, request.extra_columns)
             frames = []
             for symbol in symbols:
-                frames.append(_read_symbol(connection, symbol, timeframe, request))
+                frames.append(_read_symbol(connection, symbol, timeframe, request, names))
                 if self.on_progress is not None:
                     self.on_progress(symbol, 1.0, len(frames[-1]))
-        return tidy(pd.concat(frames, ignore_index=True), TABLE), timeframe
+        return tidy(pd.concat(frames, ignore_index=True), TABLE, (*request.extra_columns, *names)), timeframe, names
 
 
 def write_bars(bars: BarSet, on_progress: Callable[[str, float, int], None] | None = None) -> int:
-    """Write `bars` to the database of DATABASE_URL; the table is created if it is not there.
+    """Write `bars` to the database of DATABASE_URL; tables and columns are created if they are not there.
 
-    Rows of the same symbol and timeframe between the first and the last bar of each symbol are replaced; rows
-    outside stay. One transaction: all or nothing. Returns the number of rows written.
+    Prices, volume and marketcap go to historical_bars, all other further columns to technical_indicators. Rows of the
+    same symbol and timeframe between the first and the last bar of each symbol are replaced; rows outside stay. One
+    transaction: all or nothing. Returns the number of rows written to historical_bars.
 
     Raises:
         SourceUnavailable: DATABASE_URL is not set, or the server cannot be reached or refuses.
-        InputError: synthetic bars, further columns, or timestamps finer than a microsecond, none of which the
-            table can hold.
+        InputError: synthetic bars, a column name that PostgreSQL cannot hold, or timestamps finer than a microsecond.
     """
     if bars.synthetic:
         raise InputError(f"synthetic bars are not written to {TABLE}: nothing there would tell what they are")
-    if bars.extra:
-        raise InputError(f"{TABLE} has no column {', '.join(bars.extra)}: prices and volume are accepted")
     if (nanoseconds(bars.frame) % 1_000).any():
         raise InputError(f"{TABLE} holds timestamps to the microsecond; these bars have finer ones")
+    refused = [n for n in bars.extra if n in indicators.NOT_INDICATORS or len(n.encode()) > LONGEST_NAME or "\0" in n]
+    if refused:
+        raise InputError(f"column {refused[0]!r}: names of up to {LONGEST_NAME} bytes other than id are accepted")
     url = find_secret(URL_VARIABLE)
     if url is None:
         raise SourceUnavailable(f"writing to PostgreSQL needs {URL_VARIABLE} in the environment or in a .env file here")
-    timeframe = str(bars.timeframe)
-    columns = ", ".join(("symbol", "timeframe", "timestamp", *VALUES))
+    own = tuple(name for name in bars.extra if name in OF_THE_BAR)
+    others = tuple(name for name in bars.extra if name not in OF_THE_BAR)
     with connect(url) as connection:
-        connection.execute(CREATE)
-        for symbol in bars.symbols:
-            rows = bars.frame[bars.frame["symbol"] == symbol]
-            first, last = rows["timestamp"].iloc[[0, -1]].dt.to_pydatetime()
-            connection.execute(
-                f"DELETE FROM {TABLE} WHERE symbol = %s AND timeframe = %s AND timestamp BETWEEN %s AND %s",
-                (symbol, timeframe, first, last),
-            )
-            with connection.cursor().copy(f"COPY {TABLE} ({columns}) FROM STDIN (FORMAT binary)") as copy:
-                copy.write(HEADER)
-                for at in range(0, len(rows), CHUNK_ROWS):
-                    copy.write(encode_rows(rows.iloc[at : at + CHUNK_ROWS], symbol, timeframe))
-                    if on_progress is not None:
-                        done = min(at + CHUNK_ROWS, len(rows))
-                        on_progress(symbol, done / len(rows), done)
-                copy.write(TRAILER)
+        prices = " ".join(f"{name} double precision NOT NULL," for name in VALUES)
+        _prepare(connection, TABLE, prices, own)
+        _write_table(connection, TABLE, bars, (*VALUES, *own), on_progress)
+        _prepare(connection, indicators.TABLE, "", others)
+        if others:
+            _write_table(connection, indicators.TABLE, bars, others, None)
     return len(bars.frame)
+
+
+def _prepare(connection: Any, table: str, columns: str, further: Sequence[str]) -> None:
+    """Create the table if it is not there, and the nullable columns `further` if it lacks them."""
+    from psycopg import sql
+
+    connection.execute(CREATE.format(table=table, columns=columns))
+    for name in further:
+        statement = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} double precision")
+        connection.execute(statement.format(sql.Identifier(table), sql.Identifier(name)))
+
+
+def _write_table(
+    connection: Any,
+    table: str,
+    bars: BarSet,
+    names: Sequence[str],
+    on_progress: Callable[[str, float, int], None] | None,
+) -> None:
+    """Replace the rows of each symbol's span by those of `bars`: the keys and the columns `names`."""
+    from psycopg import sql
+
+    timeframe = str(bars.timeframe)
+    columns = sql.SQL(", ").join(map(sql.Identifier, ("symbol", "timeframe", "timestamp", *names)))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(sql.Identifier(table), columns)
+    for symbol in bars.symbols:
+        rows = bars.frame[bars.frame["symbol"] == symbol]
+        first, last = rows["timestamp"].iloc[[0, -1]].dt.to_pydatetime()
+        connection.execute(
+            f"DELETE FROM {table} WHERE symbol = %s AND timeframe = %s AND timestamp BETWEEN %s AND %s",
+            (symbol, timeframe, first, last),
+        )
+        with connection.cursor().copy(statement) as copy:
+            copy.write(HEADER)
+            for at in range(0, len(rows), CHUNK_ROWS):
+                copy.write(encode_rows(rows.iloc[at : at + CHUNK_ROWS], symbol, timeframe, names))
+                if on_progress is not None:
+                    done = min(at + CHUNK_ROWS, len(rows))
+                    on_progress(symbol, done / len(rows), done)
+            copy.write(TRAILER)
 
 
 @contextmanager
@@ -174,54 +218,46 @@ def connect(url: Secret) -> Iterator[Any]:
         raise SourceUnavailable(f"PostgreSQL: {redact(str(error), [url])[:200]}") from None
 
 
-def encode_rows(rows: pd.DataFrame, symbol: str, timeframe: str) -> bytes:
-    """Rows of one symbol in COPY's binary format: 8 fields each, all of one length, so one array."""
-    texts = {"symbol": symbol.encode(), "timeframe": timeframe.encode()}
-    fields: list[tuple[str, str]] = [("n", ">i2")]
-    for name, text in texts.items():
-        fields += [(f"{name}_length", ">i4"), (name, f"V{len(text)}")]
-    for name, kind in EIGHT_BYTES:
-        fields += [(f"{name}_length", ">i4"), (name, kind)]
-    out = np.zeros(len(rows), dtype=fields)
-    out["n"] = 2 + len(EIGHT_BYTES)
-    for name, text in texts.items():
-        out[f"{name}_length"], out[name] = len(text), np.void(text)
-    for name, _ in EIGHT_BYTES:
-        out[f"{name}_length"] = 8
-        if name == "timestamp":
-            out[name] = nanoseconds(rows) // 1_000 - MICROSECONDS_TO_2000
-        else:
-            out[name] = rows[name].to_numpy()
-    return out.tobytes()
+def _read_symbol(
+    connection: Any, symbol: str, timeframe: Timeframe, request: BarRequest, names: Sequence[str]
+) -> pd.DataFrame:
+    """Tidy rows of one symbol: prices, the further columns asked for, and the indicators `names`, NaN for NULL."""
+    from psycopg import sql
 
+    def number(alias: str, name: str) -> sql.Composable:
+        return sql.SQL("{}.{}::double precision").format(sql.Identifier(alias), sql.Identifier(name))
 
-def decode_rows(data: bytes, symbol: str) -> pd.DataFrame:
-    """The tidy rows of one symbol in what `SELECT` streams. Raises InputError where a field is NULL."""
-    fields: list[tuple[str, str]] = [("n", ">i2")]
-    for name, kind in EIGHT_BYTES:
-        fields += [(f"{name}_length", ">i4"), (name, kind)]
-    row = np.dtype(fields)
-    body = memoryview(data)[len(HEADER) : -len(TRAILER)]
-    whole = len(body) % row.itemsize == 0
-    rows = np.frombuffer(body, dtype=row, count=len(body) // row.itemsize)
-    # A NULL has no content, so the rows after it are out of step.
-    if not whole or any((rows[f"{name}_length"] != 8).any() for name, _ in EIGHT_BYTES):
-        raise InputError(f"{TABLE}: a NULL in the bars of {symbol}; numbers are needed")
-    stamps = (rows["timestamp"].astype(np.int64) + MICROSECONDS_TO_2000).view("datetime64[us]")
-    columns = {name: rows[name].astype(np.float64) for name in VALUES}
-    frame = pd.DataFrame({"timestamp": pd.DatetimeIndex(stamps, tz="UTC"), **columns})
-    return frame.assign(symbol=symbol)
+    def or_nan(alias: str, name: str) -> sql.Composable:
+        return sql.SQL("COALESCE({}, 'NaN')").format(number(alias, name))
 
-
-def _read_symbol(connection: Any, symbol: str, timeframe: Timeframe, request: BarRequest) -> pd.DataFrame:
+    columns = [number("b", name) for name in VALUES]
+    columns += [or_nan("b", name) for name in request.extra_columns] + [or_nan("i", name) for name in names]
+    keys = sql.SQL("i.symbol = b.symbol AND i.timeframe = b.timeframe AND i.timestamp::timestamptz = b.timestamp")
+    join = sql.SQL("LEFT JOIN {} i ON {}").format(sql.Identifier(indicators.TABLE), keys) if names else sql.SQL("")
+    statement = sql.SQL(
+        "COPY (SELECT b.timestamp::timestamptz, {} FROM {} b {} WHERE b.symbol = %s AND b.timeframe = %s "
+        "AND b.timestamp >= %s AND b.timestamp < %s ORDER BY b.timestamp) TO STDOUT (FORMAT binary)"
+    ).format(sql.SQL(", ").join(columns), sql.Identifier(TABLE), join)
     first = "-infinity" if request.start is None else request.start.isoformat()
     last = "infinity" if request.end is None else request.end.isoformat()
-    with connection.cursor().copy(SELECT, (symbol, str(timeframe), first, last)) as copy:
+    with connection.cursor().copy(statement, (symbol, str(timeframe), first, last)) as copy:
         data = b"".join(bytes(chunk) for chunk in copy)
-    frame = decode_rows(data, symbol)
+    frame = decode_rows(data, symbol, (*VALUES, *request.extra_columns, *names), TABLE)
     if frame.empty:
         raise InputError(f"{TABLE} has no {timeframe} bars of {symbol} in the span asked for")
     return frame
+
+
+def _numeric_columns(connection: Any, table: str) -> list[str]:
+    """The numeric columns of the table that its bare name means. Raises InputError where there is none."""
+    found = connection.execute(
+        "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a WHERE a.attrelid = to_regclass(%s) "
+        "AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        (table,),
+    ).fetchall()
+    if not found:
+        raise InputError(f"the database has no table {table}; scripts/download.py --to postgres makes it")
+    return [name for name, kind in found if kind in NUMERIC]
 
 
 def _choose(connection: Any, request: BarRequest) -> tuple[Timeframe, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,15 @@ import requests
 
 from environments.data.credentials import Secret, find_secret, redact
 from environments.data.http import PatientSession, require_https
+from environments.data.indicators import ALL, choose_indicators, numeric_names, without_nan_texts
 from environments.data.source import BarRequest, SourceUnavailable
-from environments.data.tidy import COLUMNS, tidy
+from environments.data.tidy import COLUMNS, VALUES, tidy
 from environments.errors import InputError
 from environments.timeframe import Timeframe
 
 SUPABASE_NAMES = ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
 PAGE_ROWS = 1_000  # a project's max-rows unless it was changed; a server that gives fewer is followed
+PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CONTENT_RANGE = re.compile(r"(?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
@@ -59,17 +61,47 @@ class SupabaseTable:
             if getattr(request, name) is None:
                 raise InputError(f"bars of Supabase over https need {name}: name them")
         frames = []
+        select = ",".join((*COLUMNS, *map(_quoted, request.extra_columns)))
         with self.session:
             for symbol in request.symbols or ():
-                rows = self._rows(self._filters(request, symbol), symbol, on_progress)
+                rows = self._rows(self._filters(request, symbol, select), symbol, on_progress)
                 if not rows:
                     raise InputError(f"{self.table} has no {request.timeframe} bars of {symbol} in the span asked for")
-                frames.append(tidy(pd.DataFrame(rows).reindex(columns=list(COLUMNS)), self.table))
+                columns = [*COLUMNS, *request.extra_columns]
+                frames.append(tidy(pd.DataFrame(rows).reindex(columns=columns), self.table, request.extra_columns))
         return pd.concat(frames, ignore_index=True), request.timeframe
 
-    def _filters(self, request: BarRequest, symbol: str) -> list[tuple[str, str]]:
+    def join_indicators(
+        self, frame: pd.DataFrame, request: BarRequest, asked: Sequence[str]
+    ) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """`frame` with the indicators of this table as further columns, NaN where it has none, and their names.
+
+        Rows are joined by symbol and timestamp. asked: see `indicators.asked_indicators`.
+
+        Raises:
+            SourceUnavailable: as `read`.
+            InputError: the table lacks an indicator, or holds two rows of one bar.
+        """
+        select = "*" if tuple(asked) == (ALL,) else ",".join(map(_quoted, ("timestamp", *asked)))
+        rows: list[dict[str, Any]] = []
+        with self.session:
+            for symbol in request.symbols or ():
+                filters = self._filters(request, symbol, select)
+                rows += [without_nan_texts(row) | {"symbol": symbol} for row in self._rows(filters, symbol, None)]
+        if not rows:
+            raise InputError(f"{self.table} has no {request.timeframe} rows of {', '.join(request.symbols or ())}")
+        names = choose_indicators(asked, numeric_names(rows), request.extra_columns)
+        found = tidy(pd.DataFrame(rows).assign(**dict.fromkeys(VALUES, 0.0)), self.table, names)
+        keys = ["symbol", "timestamp"]
+        twice = found.duplicated(keys)
+        if twice.any():
+            first = found.loc[twice.idxmax()]
+            raise InputError(f"{self.table}: two rows of {first['symbol']} at {first['timestamp'].isoformat()}")
+        return frame.merge(found[[*keys, *names]], how="left", on=keys, validate="many_to_one"), names
+
+    def _filters(self, request: BarRequest, symbol: str, select: str) -> list[tuple[str, str]]:
         filters = [
-            ("select", ",".join(COLUMNS)),
+            ("select", select),
             ("symbol", f"eq.{symbol}"),
             ("timeframe", f"eq.{request.timeframe}"),
             ("order", "timestamp.asc"),
@@ -131,3 +163,11 @@ class SupabaseTable:
         if page and int(span[1] or -1) != offset:
             raise SourceUnavailable(f"Supabase, table {self.table}: rows from {span[1]}, {offset} asked for")
         return page, int(span[3]) if count else 0
+
+
+def _quoted(name: str) -> str:
+    """A column's name in `select`: as it is, or in quotes where PostgREST reads something else into it."""
+    if PLAIN_NAME.fullmatch(name):
+        return name
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from environments.data.exchange import Sessions
 from environments.data.sessions import session_dates
 from environments.data.tidy import PRICES, VALUES, nanoseconds, symbol_codes
 from environments.errors import InputError
@@ -30,8 +31,8 @@ def check_bars(frame: pd.DataFrame, origin: str) -> None:
     """Refuse bars that cannot be right.
 
     The rules, in the order checked: the rows of a symbol ascend in time (rows of different symbols may be
-    interleaved) and no timestamp repeats; every number is finite, further columns included; prices are
-    positive; volume is not negative; high >= max(open, close) and low <= min(open, close), both within a
+    interleaved) and no timestamp repeats; every number is finite, but further columns may be NaN, which is unknown;
+    prices are positive; volume is not negative; high >= max(open, close) and low <= min(open, close), both within a
     relative tolerance of 1e-9, for float noise.
 
     frame: columns timestamp, symbol, open, high, low, close, volume, and any further numeric ones.
@@ -62,7 +63,8 @@ def check_bars(frame: pd.DataFrame, origin: str) -> None:
             _refuse(frame, origin, np.flatnonzero(broken), rule)
 
     for name, values in columns.items():
-        refuse_where(~np.isfinite(values), lambda row, n=name, v=values: f"{n} is {v[row]}, a number is needed")
+        bad = np.isinf(values) if name in further else ~np.isfinite(values)
+        refuse_where(bad, lambda row, n=name, v=values: f"{n} is {v[row]}, a number is needed")
     for name in PRICES:
         values = columns[name]
         refuse_where(values <= 0, lambda row, n=name, v=values: f"{n} is {v[row]}, a positive price is needed")
@@ -75,14 +77,19 @@ def check_bars(frame: pd.DataFrame, origin: str) -> None:
     refuse_where(low > bottom * (1 + TOLERANCE), lambda row: f"low {low[row]} is above min(open, close) {bottom[row]}")
 
 
-def count_gaps(frame: pd.DataFrame, timeframe: Timeframe, asset_class: str) -> tuple[Gap, ...]:
+def count_gaps(
+    frame: pd.DataFrame, timeframe: Timeframe, asset_class: str, sessions: Sessions | None = None
+) -> tuple[Gap, ...]:
     """Bars missing between two bars of a symbol, by symbol and time.
 
-    missing = floor((t[i+1] - t[i]) / timeframe) - 1. Crypto trades round the clock, so every such step
-    counts. Stocks: only steps inside one session (see `session_dates`), none between sessions or daily bars.
+    missing = floor((t[i+1] - t[i]) / timeframe) - 1. Crypto trades round the clock, so every such step counts. Stocks
+    with `sessions` are counted on a clock that runs in sessions only, so also missing openings, closings and whole
+    sessions count; without, only steps inside one session (see `session_dates`), none between sessions or daily bars.
 
     frame: rows in any order, checked by `check_bars`.
     """
+    if sessions is not None:
+        return _gaps_on(frame, sessions, timeframe)
     if asset_class != "crypto" and timeframe.minutes >= Timeframe.parse("1d").minutes:
         return ()
     codes, names = symbol_codes(frame)
@@ -97,6 +104,23 @@ def count_gaps(frame: pd.DataFrame, timeframe: Timeframe, asset_class: str) -> t
     return tuple(
         Gap(str(names[codes[i]]), pd.Timestamp(stamps[i], unit="ns", tz="UTC"), int(missing[i]))
         for i in np.flatnonzero(counted)
+    )
+
+
+def _gaps_on(frame: pd.DataFrame, sessions: Sessions, timeframe: Timeframe) -> tuple[Gap, ...]:
+    """Gaps on the exchange's clock. Daily bars of dates without a session are passed over."""
+    codes, names = symbol_codes(frame)
+    stamps = nanoseconds(frame)
+    held = sessions.containing(stamps, timeframe.nanoseconds) >= 0
+    codes, stamps = codes[held], stamps[held]
+    if not stamps.size:
+        return ()
+    order = np.lexsort((stamps, codes))
+    codes, stamps = codes[order], stamps[order]
+    missing = np.diff(sessions.bar_numbers(stamps, timeframe.nanoseconds)) - 1
+    return tuple(
+        Gap(str(names[codes[i]]), pd.Timestamp(stamps[i], unit="ns", tz="UTC"), int(missing[i]))
+        for i in np.flatnonzero((np.diff(codes) == 0) & (missing > 0))
     )
 
 

@@ -21,7 +21,7 @@ class SampleSource:
 
     def load(self, request: BarRequest) -> BarSet:
         """The bars asked for. Raises InputError for an unknown symbol, another timeframe or an empty span."""
-        request.accept_only(self.name, "symbols", "timeframe", "start", "end", "asset_class")
+        request.accept_only(self.name, "symbols", "timeframe", "start", "end", "asset_class", "calendar")
         if request.asset_class == "crypto":
             raise InputError("source sample holds stocks: asset_class stock is accepted")
         with as_file(files("environments.data") / FILE) as path:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
+from environments.data.exchange import NO_CALENDAR, Sessions
 from environments.data.quality import Gap, check_bars, count_gaps
 from environments.data.tidy import COLUMNS, nanoseconds, sort_bars, symbol_codes
 from environments.errors import InputError
@@ -51,6 +52,10 @@ class BarSet:
     fingerprint: see `fingerprint`; the same content has the same one wherever it came from.
     gaps: bars missing between two bars of a symbol, see `quality.count_gaps`.
     description: one line for people.
+    calendar: the exchange calendar that stock bars follow, see `exchange.choose_sessions`; None for crypto, and where
+        sessions are read off the bars.
+    notes: what was found or done on the way, a line each: bars dropped outside sessions, sessions without a bar.
+    origin, note: the parts of the description that say where the bars are from and what was done to them.
     planted: for synthetic bars, which edge was planted in them; otherwise None.
     """
 
@@ -65,6 +70,10 @@ class BarSet:
     description: str
     extra: tuple[str, ...] = ()
     planted: dict[str, Any] | None = None
+    calendar: str | None = None
+    notes: tuple[str, ...] = ()
+    origin: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,9 @@ class BarRequest:
     start, end: ISO dates or times (naive means UTC); bars with start <= timestamp < end are given.
     path: a file or a folder of files.
     asset_class: "crypto" or "stock"; None to tell it from the bars.
-    extra_columns: further numeric columns to carry.
+    extra_columns: further numeric columns to carry; NaN where unknown.
+    calendar: of stocks: a name of exchange_calendars such as XNYS, "none" to read sessions off the bars, or None for
+        the known calendar that the bars fit.
     seed: of a synthetic market.
     options: further options of the source.
 
@@ -91,6 +102,7 @@ class BarRequest:
     path: Path | None = None
     asset_class: str | None = None
     extra_columns: tuple[str, ...] = ()
+    calendar: str | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,6 +124,8 @@ class BarRequest:
             normalise("path", Path(self.path))
         if self.asset_class not in (None, *ASSET_CLASSES):
             raise InputError(f"asset_class {self.asset_class!r}: {' or '.join(ASSET_CLASSES)} are accepted")
+        if self.calendar is not None and (not isinstance(self.calendar, str) or not self.calendar.strip()):
+            raise InputError(f"calendar {self.calendar!r}: a name such as XNYS, or {NO_CALENDAR}, is accepted")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed {self.seed!r}: a whole number of at least 0 is accepted")
         normalise("options", dict(self.options or {}))
@@ -180,11 +194,14 @@ def make_bars(
     note: str = "",
     synthetic: bool = False,
     planted: dict[str, Any] | None = None,
+    sessions: Sessions | None = None,
+    notes: Sequence[str] = (),
 ) -> BarSet:
     """Check a tidy frame (see `tidy.tidy`) and make a `BarSet` of it; every source ends here.
 
     origin: a short name of where the rows are from, for messages and the description.
     note: what was done to them, appended to the description.
+    sessions: of the exchange, for stocks; see `exchange.choose_sessions`. notes: lines to be shown.
 
     Raises:
         InputError: a bad bar, see `quality.check_bars`.
@@ -208,11 +225,15 @@ def make_bars(
         asset_class=asset_class,
         synthetic=synthetic,
         fingerprint=fingerprint(frame, symbols, timeframe),
-        gaps=count_gaps(frame, timeframe, asset_class),
+        gaps=count_gaps(frame, timeframe, asset_class, sessions),
         description=f"{source} {origin}: {len(symbols)} {asset_class} {plural}, {len(frame)} bars of "
         f"{timeframe}, {first} to {last} UTC{note}",
         extra=extra,
         planted=planted,
+        calendar=None if sessions is None else sessions.name,
+        notes=tuple(notes),
+        origin=origin,
+        note=note,
     )
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from environments.data.exchange import NO_CALENDAR, sessions_of
 from environments.data.files import bars_from_frame, read_file
 from environments.data.source import ASSET_CLASSES, BarRequest, BarSet, make_bars
-from environments.data.tidy import COLUMNS
+from environments.data.tidy import COLUMNS, nanoseconds
 from environments.errors import InputError
 from environments.files import write_atomic, write_json
 from environments.timeframe import Timeframe
@@ -22,6 +24,7 @@ from environments.timeframe import Timeframe
 VERSION = 1
 BARS = "bars.parquet"
 MANIFEST = "manifest.json"
+LATER = ("calendar", "notes")  # not in manifests of the first datasets
 
 
 def save_dataset(bars: BarSet, folder: str | Path) -> Path:
@@ -53,6 +56,8 @@ def save_dataset(bars: BarSet, folder: str | Path) -> Path:
         "synthetic": bars.synthetic,
         "extra": list(bars.extra),
         "planted": bars.planted,
+        "calendar": bars.calendar,
+        "notes": list(bars.notes),
     }
     write_json(folder / MANIFEST, manifest)
     return folder
@@ -77,6 +82,7 @@ def load_dataset(
     try:
         own = Timeframe.parse(manifest["timeframe"])
         frame = read_file(folder / BARS, manifest["extra"])
+        calendar = manifest.get("calendar")  # datasets from before there were calendars have none
         whole = make_bars(
             frame,
             source=manifest["source"],
@@ -86,6 +92,8 @@ def load_dataset(
             symbols=manifest["symbols"],
             synthetic=manifest["synthetic"],
             planted=manifest["planted"],
+            sessions=None if calendar is None else sessions_of(calendar, np.sort(nanoseconds(frame))),
+            notes=manifest.get("notes", ()),
         )
     except InputError as error:
         raise InputError(f"dataset {folder}: {error}") from error
@@ -94,7 +102,10 @@ def load_dataset(
             f"dataset {folder}: the fingerprint of {BARS} is {whole.fingerprint[:12]}, its manifest says "
             f"{manifest['fingerprint'][:12]}; the bars were changed or half written, save the dataset again"
         )
-    request = BarRequest(symbols=symbols, timeframe=timeframe, asset_class=whole.asset_class)
+    # The calendar was settled when the dataset was made.
+    request = BarRequest(
+        symbols=symbols, timeframe=timeframe, asset_class=whole.asset_class, calendar=whole.calendar or NO_CALENDAR
+    )
     if request.timeframe in (None, own) and request.symbols in (None, whole.symbols):
         return replace(whole, description=manifest["description"])
     request = replace(request, symbols=request.symbols or whole.symbols)
@@ -103,7 +114,8 @@ def load_dataset(
     if planted is not None and part.timeframe != own:
         # The recorded optimum is per bar and for decisions at every bar: it does not hold for longer ones.
         planted = {k: v for k, v in planted.items() if k != "optimal_log_return_per_bar"}
-    return replace(part, synthetic=whole.synthetic, planted=planted)
+    notes = tuple(dict.fromkeys((*whole.notes, *part.notes)))
+    return replace(part, synthetic=whole.synthetic, planted=planted, notes=notes)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -132,7 +144,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "synthetic": lambda v: isinstance(v, bool),
         "extra": lambda v: names(v) and not set(v) & set(COLUMNS),
         "planted": lambda v: v is None or isinstance(v, dict),
+        "calendar": lambda v: v is None or isinstance(v, str),
+        "notes": names,
     }.items():
+        if key in LATER and key not in manifest:
+            continue
         if key not in manifest or not valid(manifest[key]):
             raise InputError(f"dataset {folder}: {MANIFEST} has no valid {key}; save the dataset again")
     return manifest

@@ -41,7 +41,9 @@ def tidy(frame: pd.DataFrame, origin: str, extra: Sequence[str] = ()) -> pd.Data
     }
     for name in (*VALUES, *extra):
         try:
-            columns[name] = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+            values = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+            # One NaN of the many there are, so that what is unknown has one fingerprint.
+            columns[name] = np.where(np.isnan(values), np.nan, values)
         except (TypeError, ValueError) as error:
             raise InputError(f"{origin}: column {name} is not numeric: {_one_line(error)}") from error
     return pd.DataFrame(columns)

@@ -22,7 +22,7 @@ from environments.data.alpaca import AlpacaSource
 from environments.data.credentials import KEY_NAMES
 from environments.data.download import EXPANDED, Download, download
 from environments.data.http import PatientSession
-from environments.data.source import BarRequest, SourceUnavailable
+from environments.data.source import BarRequest, SourceUnavailable, load_bars
 from environments.data.store import load_dataset
 from environments.errors import InputError
 from scripts.download import Options, main
@@ -298,6 +298,114 @@ def test_the_expanded_symbols(api, tmp_path, monkeypatch, call):
     span = ("--timeframe", "1d", "--start", "2024-01-01", "--end", "2024-01-21")
     status, shown = call("--expanded", *span, "--out", tmp_path / "set")
     assert status == 0, shown
-    assert load_dataset(tmp_path / "set").symbols == EXPANDED
+    assert load_dataset(tmp_path / "set").symbols == EXPANDED and len(EXPANDED) == 12
+    assert "expanded set: 12 symbols; the thirteenth, cash, is the account's own: no bars" in shown
+    assert "calendar:     XNYS" in shown
     status, shown = call("--expanded", "--symbols", "SPY", "--out", tmp_path / "set")
     assert status == 2 and "error: --expanded names symbols of its own" in shown
+
+
+# ------------------------------------------------------------------------------------------ a later end
+
+
+def test_a_later_end_fetches_the_new_part_alone(api, tmp_path, call):
+    """120 bars in pages of 30: after 72 kept ones, the last day of those and the 48 that are new."""
+    first = load(tmp_path / "set", request=CRYPTO | {"end": "2024-01-04"})
+    api.asked.clear()
+    status, shown = call(*arguments_of(CRYPTO, tmp_path / "set"))
+    assert status == 0, shown
+    assert [query["start"] for _, query, _ in api.asked] == ["2024-01-03T00:00:00Z"] * 3
+    whole = load(tmp_path / "whole")
+    grown = load_dataset(tmp_path / "set")
+    assert grown.fingerprint == whole.fingerprint != first.fingerprint and len(grown.frame) == 120
+    assert grown.fingerprint in shown and not (tmp_path / "set" / ".partial").exists()
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["rows"] == 120 and manifest["end"] == "2024-01-05T23:00:00+00:00"
+    api.asked.clear()
+    load(tmp_path / "set")
+    assert api.asked == []
+    with pytest.raises(InputError, match="it holds another dataset"):
+        load(tmp_path / "set", request=CRYPTO | {"end": "2024-01-03"})
+
+
+def test_an_addition_that_is_interrupted_goes_on(api, tmp_path):
+    load(tmp_path / "set", request=CRYPTO | {"end": "2024-01-04"})
+    api.faults.extend([None, None, Fault(500)])
+    with pytest.raises(SourceUnavailable):
+        load(tmp_path / "set", attempts=1)
+    # What was kept is as it was until all of the addition is there.
+    assert len(load_dataset(tmp_path / "set").frame) == 72
+    api.asked.clear()
+    load(tmp_path / "set")
+    assert len(api.asked) == 1 and len(load_dataset(tmp_path / "set").frame) == 120
+
+
+def test_bars_that_were_changed_since_are_all_fetched_again(api, tmp_path, caplog):
+    load(tmp_path / "set", request=CRYPTO | {"end": "2024-01-04"})
+    api.bars[("BTC/USD", "1Hour")][71]["v"] = 7.0
+    assert load(tmp_path / "set").frame["volume"].iloc[71] == 7.0
+    assert "volume of BTC/USD at 2024-01-03T23:00:00+00:00 was 57.0, now 7.0; all bars are fetched again" in caplog.text
+
+
+def test_adjusted_prices_are_not_added_to(api, tmp_path, monkeypatch):
+    """A split since would have changed the bars that are kept; unadjusted ones are added to."""
+    for names, value in zip(KEY_NAMES, KEYS, strict=True):
+        monkeypatch.setenv(names[0], value)
+    api.bars[("AAPL", "1Day")] = bars_of("2024-01-01T05:00", 60, 1440)
+    request = {"symbols": "AAPL", "timeframe": "1d", "start": "2024-01-01"}
+    for adjustment, since in (("all", "2024-01-01T00:00:00Z"), ("raw", "2024-01-31T00:00:00Z")):
+        own = request | {"options": {"adjustment": adjustment}}
+        load(tmp_path / adjustment, request=own | {"end": "2024-02-01"})
+        api.asked.clear()
+        assert len(load(tmp_path / adjustment, request=own | {"end": "2024-02-20"}).frame) == 50
+        assert api.asked[0][1]["start"] == since
+
+
+def test_a_file_that_grew_goes_on_from_what_is_kept(tmp_path):
+    bars = load_bars("sample", symbols="IBM,MSFT", start="2012-01-01").frame
+    job = Download("files", {"path": tmp_path / "a.csv"}, tmp_path / "set")
+    bars[bars["timestamp"] < "2012-09-01"].to_csv(tmp_path / "a.csv", index=False)
+    first = download(job)
+    bars.to_csv(tmp_path / "a.csv", index=False)
+    second = download(job)
+    assert len(second.bars.frame) == len(bars) > len(first.bars.frame)
+    assert load_dataset(tmp_path / "set").fingerprint == second.bars.fingerprint
+    bars.assign(volume=bars["volume"] + 1).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InputError, match=r"set: volume of IBM at 2012-01-03T00:00:00\+00:00 was .*name another folder"):
+        download(job)
+    assert load_dataset(tmp_path / "set").fingerprint == second.bars.fingerprint
+    bars.iloc[3:].to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InputError, match=r"the bar of IBM at 2012-01-03T00:00:00\+00:00 is gone"):
+        download(job)
+
+
+def test_made_up_bars_stay_marked_when_they_are_made_again(tmp_path):
+    job = Download("synthetic", {"options": {"n_bars": 50, "kind": "signal"}}, tmp_path / "set")
+    first, second = download(job).bars, download(job).bars
+    kept = load_dataset(tmp_path / "set")
+    assert kept.synthetic and second.synthetic and kept.fingerprint == first.fingerprint
+    assert kept.planted == second.planted == first.planted is not None and kept.description == first.description
+
+
+def test_calendar_and_columns_by_option(tmp_path, call):
+    stamps = pd.date_range("2024-06-03 13:00", periods=10, freq="D").repeat(14)
+    stamps = stamps + pd.to_timedelta([30 * i for i in range(14)] * 10, unit="min")
+    frame = pd.DataFrame({"timestamp": stamps, "symbol": "AAPL", "marketcap": 3e12, "volume": 1.0})
+    frame = frame.assign(open=1.0, high=1.0, low=1.0, close=1.0)
+    frame[frame["timestamp"].dt.day_of_week < 5].to_csv(tmp_path / "a.csv", index=False)
+    common = ("--source", "files", "--path", tmp_path / "a.csv", "--extra-columns", "marketcap")
+    status, shown = call(*common, "--out", tmp_path / "set")
+    assert status == 0, shown
+    assert "8 of 112 bars lie outside the sessions of XNYS and were dropped: 8 before or after" in shown
+    dataset = load_dataset(tmp_path / "set")
+    assert dataset.extra == ("marketcap",) and dataset.calendar == "XNYS" and len(dataset.notes) == 1
+    status, shown = call(*common, "--calendar", "none", "--out", tmp_path / "all")
+    assert status == 0 and "calendar:     none, sessions are read off the bars" in shown
+    assert len(load_dataset(tmp_path / "all").frame) == 112
+    for extra, message in (
+        (("--calendar", "XBOM"), "error: a.csv: the bars are not of calendar XBOM: 0% of them"),
+        (("--calendar", "NYSEX"), "error: calendar 'NYSEX': a name of exchange_calendars"),
+        (("--indicators", "all"), "error: source files takes no options"),
+    ):
+        status, shown = call(*common, *extra, "--out", tmp_path / "wrong")
+        assert status == 2 and message in shown and shown.strip().count("\n") == 0, shown

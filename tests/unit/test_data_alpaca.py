@@ -250,3 +250,18 @@ def test_keys_go_to_https_only():
     for wrong in ("http://x.supabase.co", "x.supabase.co", "https://", "file:///etc/passwd"):
         with pytest.raises(InputError, match="U: an https URL"):
             require_https(wrong, "U")
+
+
+def test_a_half_day_ends_with_its_session(api, keys):
+    """2024-07-03 closes at 13:00: the half hours after it are after-hours trading, whatever the clock says."""
+    api.bars = {("AAPL", "30Min"): bars_of("2024-07-02T08:00", 32, 30) + bars_of("2024-07-03T08:00", 32, 30, 200)}
+    request = BarRequest(symbols="AAPL", timeframe="1h", start="2024-07-02", end="2024-07-05")
+    bars = source(now=pd.Timestamp("2024-07-10", tz="UTC")).load(request)
+    half = bars.frame[bars.frame["timestamp"] >= "2024-07-03"]
+    assert [t.strftime("%H:%M") for t in half["timestamp"]] == ["13:30", "14:30", "15:30", "16:30"]
+    # The price counts half hours from 04:00, 200 and up: 13:00 in New York is the 18th.
+    assert half["open"].tolist() == [211.0, 213.0, 215.0, 217.0] and half["close"].iloc[-1] == 217.1
+    assert bars.calendar == "XNYS" and len(bars.frame) == 7 + 4
+    assert (
+        "6 of 26 bars lie outside the sessions of XNYS" in bars.notes[0] and "6 after an early close" in bars.notes[0]
+    )

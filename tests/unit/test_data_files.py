@@ -5,10 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from environments.data.files import infer_asset_class
 from environments.data.source import load_bars
 from environments.errors import InputError
+from environments.market import Market
+from environments.market_env import MarketVecEnv
+from environments.regimes import REGIMES
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -207,3 +211,33 @@ def test_resampled_real_bars_equal_the_exchanges_own_hourly_bars(symbols):
     prices = ["timestamp", "symbol", "open", "high", "low", "close"]
     pd.testing.assert_frame_equal(made[prices], theirs[prices], check_exact=True)
     np.testing.assert_allclose(made["volume"], theirs["volume"], rtol=1e-12)
+
+
+def test_market_capitalisation_reaches_the_regime_that_tilts_to_the_small(tmp_path):
+    """AAA is dear and small, BBB cheap and large: by the price BBB would be the smaller one. CCC's size is unknown."""
+    bars = table(("AAA", "BBB", "CCC"), periods=80).drop(columns="mood")
+    prices = ["open", "high", "low", "close"]
+    scale = bars["symbol"].map({"AAA": 10.0, "BBB": 0.1, "CCC": 1.0})
+    bars[prices] = bars[prices].mul(scale, axis=0)
+    bars["marketcap"] = bars["symbol"].map({"AAA": 1e9, "BBB": 2e12, "CCC": np.nan})
+    bars.loc[(bars["symbol"] == "AAA") & (bars.index % 80 >= 70), "marketcap"] = (
+        3e12  # overtakes BBB ten bars from the end
+    )
+    bars.to_csv(tmp_path / "a.csv", index=False)
+    small = REGIMES.index("SIZE_SMALL")
+
+    def weights(*extra):
+        request = {"path": tmp_path / "a.csv", "asset_class": "crypto", "extra_columns": extra}
+        env = MarketVecEnv(
+            Market.from_bars(load_bars("files", **request)),
+            1,
+            action="regimes",
+            features=("return_1",),
+            random_start=False,
+        )
+        return env.action_row(torch.tensor([60, 75]))[:, small].tolist()
+
+    # Two assets have a size; the smaller one of the two has twice the weight of each other asset.
+    assert weights("marketcap") == [pytest.approx([0.5, 0.25, 0.25]), pytest.approx([0.25, 0.5, 0.25])]
+    # By the price, three have one: the smaller half of three is two.
+    assert weights() == [pytest.approx([0.2, 0.4, 0.4])] * 2

@@ -19,6 +19,7 @@ from environments.data.download import Download, download
 from environments.data.postgres import PostgresSource, write_bars
 from environments.data.postgrest import SUPABASE_NAMES
 from environments.data.source import BarRequest, SourceUnavailable, load_bars
+from environments.data.store import load_dataset
 from environments.errors import InputError
 from tests.reference.data_api import SERVICE_KEY, DataApi, Fault
 
@@ -89,7 +90,7 @@ def database(server, monkeypatch):
     """The server's URL in the environment, and no table."""
     monkeypatch.setenv(postgres.URL_VARIABLE, server)
     with psycopg.connect(server) as connection:
-        connection.execute("DROP TABLE IF EXISTS historical_bars")
+        connection.execute("DROP TABLE IF EXISTS historical_bars, technical_indicators")
     return server
 
 
@@ -185,10 +186,10 @@ def test_spans_timeframes_and_symbols(database):
 def test_what_the_table_cannot_hold(database):
     with pytest.raises(InputError, match="synthetic bars are not written"):
         write_bars(load_bars("synthetic", options={"n_bars": 5}))
-    signal = load_bars("synthetic", options={"n_bars": 5, "kind": "signal"})
-    with pytest.raises(InputError, match="no column signal"):
-        write_bars(real(signal))
     bars = made(n=5)
+    for name in ("id", "n" * 64):
+        with pytest.raises(InputError, match=f"^column '{name}': names of up to 63 bytes other than id are accepted"):
+            write_bars(replace(bars, frame=bars.frame.assign(**{name: 1.0}), extra=(name,)))
     fine = bars.frame.assign(timestamp=bars.frame["timestamp"] + pd.Timedelta(1, "ns"))
     with pytest.raises(InputError, match="to the microsecond"):
         write_bars(replace(bars, frame=fine))
@@ -318,3 +319,162 @@ def test_rows_that_vanish_while_they_are_read(supabase):
     api.range_of_rows = shrinking
     with pytest.raises(SourceUnavailable, match="300 of 700 rows of SYN0, then none"):
         load(symbols="SYN0", timeframe="1h")
+
+
+# ------------------------------------------------------------------------------ further columns and indicators
+
+
+def with_columns(n=40, assets=2, **columns):
+    """Bars with further columns; each given as a function of the row numbers."""
+    bars = made(n=n, assets=assets)
+    rows = np.arange(len(bars.frame), dtype=float)
+    frame = bars.frame.assign(**{name: values(rows) for name, values in columns.items()})
+    return replace(bars, frame=frame, extra=tuple(columns))
+
+
+def rsi(rows):
+    return np.where(rows % 40 < 14, np.nan, rows)  # unknown while it warms up
+
+
+def test_indicators_make_the_round_trip(database, tmp_path):
+    """From a file with columns into both tables and back: what was unknown comes back unknown."""
+    bars = with_columns(marketcap=lambda i: 1e9 + i, rsi=rsi, **{"mood, or 'so'": lambda i: -i})
+    bars.frame.to_parquet(tmp_path / "a.parquet")
+    request = {"path": tmp_path / "a.parquet", "asset_class": "crypto", "extra_columns": bars.extra}
+    done = download(Download("files", request, to="postgres"))
+    with psycopg.connect(database) as connection:
+        kinds = connection.execute(
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_name IN ('historical_bars', 'technical_indicators') ORDER BY table_name, ordinal_position"
+        ).fetchall()
+    keys = ["symbol", "timeframe", "timestamp"]
+    assert [c for t, c in kinds if t == "technical_indicators"] == [*keys, "rsi", "mood, or 'so'"]
+    assert [c for t, c in kinds if t == "historical_bars"][-1] == "marketcap"
+    again = load(extra_columns="marketcap", options={"indicators": "all"}, asset_class="crypto")
+    assert again.extra == ("marketcap", "rsi", "mood, or 'so'") and again.fingerprint == done.bars.fingerprint
+    assert again.notes == ("technical_indicators: 28 of 80 bars have no rsi",)
+    assert "with rsi, mood, or 'so' of technical_indicators" in again.description
+    one = load(options={"indicators": "rsi"}, asset_class="crypto", start="2020-01-01T20:00", end="2020-01-02")
+    assert one.extra == ("rsi",) and one.notes == () and one.frame["rsi"].tolist() == [*range(20, 24), *range(60, 64)]
+    assert load(asset_class="crypto").extra == ()  # only who asks gets them
+
+
+def test_indicators_are_joined_on_the_bar_they_are_stamped_with(database):
+    """A table of someone else's making: an id, a text, an integer; rows missing, of other bars and NULL."""
+    bars = made(n=6, assets=1)
+    write_bars(bars)
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP TABLE technical_indicators")
+        connection.execute(
+            "CREATE TABLE technical_indicators (id serial, symbol text, timeframe text, timestamp timestamptz, "
+            "name text, rank int, sma numeric)"
+        )
+        for hour, frame, rank, sma in (
+            (1, "1h", 7, "1.5"), (3, "1h", None, "2.25"), (4, "5m", 9, "9"), (5, "1h", 3, None),
+        ):  # fmt: skip
+            row = ("SYN0", frame, f"2020-01-01T0{hour}:00Z", "x", rank, sma)
+            connection.execute(
+                "INSERT INTO technical_indicators (symbol, timeframe, timestamp, name, rank, sma) "
+                "VALUES (%s, %s, %s, %s, %s, %s)", row,
+            )  # fmt: skip
+    got = load(options={"indicators": "all"}, asset_class="crypto")
+    assert got.extra == ("rank", "sma")
+    np.testing.assert_array_equal(got.frame["rank"], [np.nan, 7, np.nan, np.nan, np.nan, 3])
+    np.testing.assert_array_equal(got.frame["sma"], [np.nan, 1.5, np.nan, 2.25, np.nan, np.nan])
+    with psycopg.connect(database) as connection:
+        connection.execute("INSERT INTO technical_indicators SELECT * FROM technical_indicators WHERE rank = 7")
+    with pytest.raises(InputError, match="appears twice"):
+        load(options={"indicators": "sma"})
+
+
+def test_indicators_that_cannot_be_had(database):
+    write_bars(with_columns(rsi=rsi))
+    for options, match in (
+        ({"indicators": "macd"}, "technical_indicators has no numeric column macd; it has rsi"),
+        ({"indicators": "rsi,close"}, "indicators 'rsi,close': all, or names of columns"),
+        ({"indicators": "all,rsi"}, "all, or names of columns"),
+        ({"indicators": ""}, "all, or names of columns"),
+        ({"indicator": "rsi"}, "source postgres has no option indicator: accepted is indicators"),
+    ):
+        with pytest.raises(InputError, match=match):
+            load(options=options)
+    with pytest.raises(InputError, match="historical_bars has no numeric column mood; it has open, high"):
+        load(extra_columns="mood")
+    # Unknown from end to end: these are the bars of another table.
+    write_bars(replace(made(n=5, assets=1, timeframe="5m"), frame=made(n=5, assets=1, timeframe="5m").frame))
+    with pytest.raises(InputError, match="technical_indicators has no rsi at any bar of SYN0"):
+        load(timeframe="5m", options={"indicators": "rsi"}, asset_class="crypto")
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP TABLE technical_indicators")
+    with pytest.raises(InputError, match="the database has no table technical_indicators"):
+        load(timeframe="1h", options={"indicators": "rsi"})
+
+
+def test_supabase_gives_the_same_indicators(supabase, monkeypatch):
+    api, bars = supabase
+    rows = bars.frame.assign(rsi=np.arange(1_400.0), marketcap=5.0)
+    api.rows["historical_bars"] = [
+        {"timeframe": "1h", **row, "timestamp": row["timestamp"].isoformat()} for row in rows.to_dict("records")
+    ]
+    api.rows["technical_indicators"] = [
+        {"id": i, "symbol": row["symbol"], "timeframe": "1h", "timestamp": row["timestamp"].isoformat(),
+         "name": "x", "rsi": None if i % 7 == 0 else row["rsi"], "sma": "NaN" if i < 3 else 2 * i, "empty": None}
+        for i, row in enumerate(rows.to_dict("records")) if i % 5
+    ]  # fmt: skip
+    whole = api.range_of_rows
+
+    def with_star(table, query, headers):
+        """PostgREST gives every column for `*`."""
+        if query["select"] == ["*"]:
+            query = {**query, "select": [",".join(api.rows[table][0])]}
+        return whole(table, query, headers)
+
+    api.range_of_rows = with_star
+    request = {"symbols": bars.symbols, "timeframe": "1h", "asset_class": "crypto"}
+    got = load(**request, extra_columns="marketcap", options={"indicators": "all"})
+    assert got.extra == ("marketcap", "rsi", "sma") and set(got.frame["marketcap"]) == {5.0}
+    i = np.arange(1_400)
+    np.testing.assert_array_equal(got.frame["rsi"], np.where((i % 5 == 0) | (i % 7 == 0), np.nan, i))
+    np.testing.assert_array_equal(got.frame["sma"], np.where((i % 5 == 0) | (i < 3), np.nan, 2.0 * i))
+    assert "technical_indicators: 282 of 1,400 bars have no sma" in got.notes
+    one = load(**request, options={"indicators": ("rsi",)})
+    assert api.asked[-1][1]["select"] == "timestamp,rsi"
+    np.testing.assert_array_equal(one.frame["rsi"], got.frame["rsi"])
+    with pytest.raises(InputError, match="has no numeric column name; it has none"):
+        load(**request, options={"indicators": ["name"]})
+    api.rows["technical_indicators"].append(dict(api.rows["technical_indicators"][0]))
+    with pytest.raises(InputError, match="technical_indicators: two rows of SYN0 at 2020-01-01T01:00:00"):
+        load(**request, options={"indicators": "rsi"})
+    api.rows["technical_indicators"] = []
+    with pytest.raises(InputError, match="technical_indicators has no 1h rows of SYN0, SYN1"):
+        load(**request, options={"indicators": "rsi"})
+
+
+def test_a_second_download_asks_the_database_for_the_new_part_alone(database, tmp_path, monkeypatch):
+    bars = made(n=24 * 10)
+    write_bars(bars)
+    request = {"symbols": "SYN1,SYN0", "start": "2020-01-02", "asset_class": "crypto"}
+    first = download(Download("postgres", request | {"end": "2020-01-04T06:00"}, tmp_path / "set"))
+    asked = []
+    read = postgres._read_symbol
+    monkeypatch.setattr(
+        postgres, "_read_symbol", lambda c, s, t, r, n: asked.append((s, r.start.isoformat())) or read(c, s, t, r, n)
+    )
+    grown = download(Download("postgres", request | {"end": "2020-01-08"}, tmp_path / "set"))
+    assert asked == [("SYN1", "2020-01-04T00:00:00+00:00"), ("SYN0", "2020-01-04T00:00:00+00:00")]
+    whole = download(Download("postgres", request | {"end": "2020-01-08"}, tmp_path / "whole"))
+    assert grown.bars.fingerprint == whole.bars.fingerprint != first.bars.fingerprint
+    kept = load_dataset(tmp_path / "set")
+    assert kept.fingerprint == whole.bars.fingerprint and len(kept.frame) == 2 * 6 * 24
+    assert kept.description == load_dataset(tmp_path / "whole").description
+    # Again without an end: all there is; and once more: nothing new.
+    for _ in range(2):
+        assert len(download(Download("postgres", request, tmp_path / "set")).bars.frame) == 2 * 9 * 24
+    with pytest.raises(InputError, match="it holds another dataset"):
+        download(Download("postgres", request | {"end": "2020-01-05"}, tmp_path / "set"))
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE historical_bars SET volume = 5 WHERE timestamp = '2020-01-10T07:00Z'")
+    changed = "volume of SYN0 at 2020-01-10T07:00:00.00:00 was .*, now 5.0; name another folder, or remove this one"
+    with pytest.raises(InputError, match=changed):
+        download(Download("postgres", request, tmp_path / "set"))
+    assert len(load_dataset(tmp_path / "set").frame) == 2 * 9 * 24

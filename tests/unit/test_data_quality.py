@@ -79,9 +79,11 @@ def test_a_repeated_timestamp_is_refused_and_counted(bars):
         check_bars(bars, "x")
 
 
-def test_further_columns_must_be_finite_too(bars):
-    bars["signal"] = np.nan
-    with pytest.raises(InputError, match="signal is nan"):
+def test_further_columns_may_be_unknown_but_not_infinite(bars):
+    bars["signal"] = [np.nan, 1.0, np.nan, 0.0, -1.0, np.nan]
+    check_bars(bars, "x")
+    bars.loc[3, "signal"] = -np.inf
+    with pytest.raises(InputError, match="00:15:00.*signal is -inf"):
         check_bars(bars, "x")
     with pytest.raises(InputError, match="no bars"):
         check_bars(bars.iloc[:0], "x")
