@@ -21,9 +21,9 @@ from torch import Tensor
 from environments.errors import InputError
 from environments.features import Bars
 from environments.market import Market
-from environments.portfolio import Account, acceptable, floor_to
+from environments.portfolio import Account, acceptable, floor_to, remnant, within_limit
 from environments.regimes import HOLD, N_FACTORS, REGIMES, asset_factors, target_weights
-from environments.rules import RuleTensors
+from environments.rules import HALF, RuleTensors
 
 ENTRY_POINTS = "drl_agents.actions"
 
@@ -106,35 +106,62 @@ class ActionScheme(ABC):
 def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
     """Signed units (N, A) as orders the venue accepts: rounded toward zero to increments, minima kept.
 
-    Sells end at what is held. Buys that cost more, at the marks, than the cash and the proceeds of the sells are
-    all scaled by the same factor: a broker would refuse what cannot be paid. Costs are left to the fill, which
-    scales again.
+    Cash account: sells end at what is held; where the fee is taken from what is bought, one that would leave less than
+    an increment sells all. Buys that cost more, at the marks, than the cash and the proceeds of the sells are all
+    scaled by the same factor: a broker would refuse what cannot be paid. Margin account: sells end at what is held
+    unless it may be sold short, and what opens or grows positions is scaled to the limit at the marks
+    (`portfolio.within_limit`). Costs are left to the fill, which scales again.
     """
+    if not rules.margin.cash_account:
+        return _margin_orders(wanted, account, mark, judged, rules)
     selling = wanted < 0
-    size = floor_to(torch.where(selling, torch.minimum(-wanted, account.shares), wanted), rules.increment)
-    size = size.masked_fill(~(acceptable(size, mark, rules) & judged), 0.0)
+    size = torch.where(selling, torch.minimum(-wanted, account.shares), wanted)
+    rounded = floor_to(size, rules.increment)
+    if rules.remnant > HALF:  # a position off the increment is sold whole, where less than an increment would stay
+        rest = (account.shares - size).detach()
+        rounded = torch.where(selling & (rest < remnant(account.shares, rules)), account.shares, rounded)
+    size = rounded * (acceptable(rounded, mark, rules) & judged)
     value = size * mark
-    bill = value.masked_fill(selling, 0.0).sum(-1)
-    spendable = account.cash + value.masked_fill(~selling, 0.0).sum(-1)
+    proceeds = value * selling
+    bill = (value - proceeds).sum(-1)
+    spendable = account.cash + proceeds.sum(-1)
     share = (spendable / bill.clamp(min=1e-12)).clamp(max=1).unsqueeze(-1)
     less = floor_to(size * share, rules.increment)
-    less = less.masked_fill(~acceptable(less, mark, rules), 0.0)
+    less = less * acceptable(less, mark, rules)
     size = torch.where((bill > spendable).unsqueeze(-1) & ~selling, less, size)
     return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
 
 
-def units_toward(weights: Tensor, account: Account, equity: Tensor, mark: Tensor, judged: Tensor) -> Tensor:
+def _margin_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
+    if not rules.margin.shorting:
+        wanted = torch.maximum(wanted, -account.shares)
+    size = floor_to(wanted.abs(), rules.increment)
+    size = size * (acceptable(size, mark, rules) & judged)
+    size = within_limit(size, wanted, account, mark, None, rules)
+    return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
+
+
+def units_toward(
+    weights: Tensor, account: Account, equity: Tensor, mark: Tensor, judged: Tensor, rules: RuleTensors | None = None
+) -> Tensor:
     """Signed units (N, A) from what is held to target weights (N, A), 0 where not judged.
 
-    What is held of an asset that cannot be traded now is not there to be shared out: weights are of the rest.
+    What is held of an asset that cannot be traded now is not there to be shared out: weights are of the rest. In a
+    margin account (`rules`) such a position takes up 1 / margin of its value, and at most all of the equity.
     """
-    free = equity - (account.shares * mark).masked_fill(judged, 0.0).sum(-1)
+    frozen = (account.shares * mark).masked_fill(judged, 0.0)
+    if rules is None or rules.margin.cash_account:
+        free = equity - frozen.sum(-1)
+    else:
+        free = (equity - frozen.abs().sum(-1) / rules.margin.margin).clamp(min=0)
     return weights * free.unsqueeze(-1) / mark.masked_fill(~judged, 1.0) - account.shares
 
 
 @dataclass(frozen=True)
 class Trades(ActionScheme):
     """Box(-1, 1, (A,)): the value of asset i to buy (> 0) or sell (< 0) is action_i * max_trade * equity.
+
+    With shorting a sell may go through zero.
 
     max_trade: the share of equity that a full action trades in one asset and bar, in (0, 1].
     """
@@ -159,6 +186,13 @@ class Trades(ActionScheme):
 class TargetWeights(ActionScheme):
     """Box(-1, 1, (A + 1,)): target weights softmax(sharpness * action); the last entry is cash.
 
+    In a margin account they are shares of margin * equity. With shorting, and x = sharpness * action, x_c that of cash:
+
+        w_i = margin * (exp(x_i) - exp(-x_i)) / (exp(x_c) + sum_j (exp(x_j) + exp(-x_j)))
+
+    a softmax over being long and being short of each asset, and neither: 0 where the action is 0, and the sum of |w|
+    stays below margin.
+
     Assets that cannot be judged now get no weight and are left as they are held.
     """
 
@@ -173,10 +207,16 @@ class TargetWeights(ActionScheme):
         return gymnasium.spaces.Box(-1.0, 1.0, (n_assets + 1,), np.float32)
 
     def orders(self, action, account, equity, mark, judged, rules, row=None):
-        logits = action.to(mark.dtype).clamp(-1, 1) * self.sharpness
-        logits = torch.cat([logits[:, :-1].masked_fill(~judged, -torch.inf), logits[:, -1:]], dim=-1)
-        weights = torch.softmax(logits, dim=-1)[:, :-1]
-        return to_orders(units_toward(weights, account, equity, mark, judged), account, mark, judged, rules)
+        logits, n = action.to(mark.dtype).clamp(-1, 1) * self.sharpness, mark.shape[-1]
+        none, sides = ~judged, [logits[:, :n]]
+        if rules.margin.shorting:
+            sides.append(-sides[0])
+        choices = [*(side.masked_fill(none, -torch.inf) for side in sides), logits[:, n:]]
+        shares = torch.softmax(torch.cat(choices, dim=-1), dim=-1)
+        weights = shares[:, :n] - shares[:, n : 2 * n] if rules.margin.shorting else shares[:, :n]
+        if rules.margin.margin != 1:
+            weights = weights * rules.margin.margin
+        return to_orders(units_toward(weights, account, equity, mark, judged, rules), account, mark, judged, rules)
 
 
 @dataclass(frozen=True)
@@ -186,6 +226,10 @@ class SignalSize(ActionScheme):
         d >  threshold   buy for f * cash
         d < -threshold   sell f of the holding
         else             hold
+
+    In a margin account a buy is for f * (margin * equity - the position's value). With shorting the two directions
+    mirror each other: d > threshold buys back f of what is short, or else buys; d < -threshold sells f of what is held,
+    or else sells short for f * (margin * equity - the position's value). Held, or short, is what an order could close.
 
     Gradients reach the size alone: the direction is a choice.
 
@@ -207,10 +251,24 @@ class SignalSize(ActionScheme):
     def orders(self, action, account, equity, mark, judged, rules, row=None):
         direction, size = action.to(mark.dtype).clamp(-1, 1).split(1, dim=-1)
         share = (size + 1) / 2
+        if not rules.margin.cash_account:
+            wanted = self._margin_wanted(direction, share, account, equity, mark, judged, rules)
+            return to_orders(wanted, account, mark, judged, rules)
         bought = share * account.cash.unsqueeze(-1) / mark.masked_fill(~judged, 1.0)
         wanted = torch.where(direction > self.threshold, bought, 0.0)
         wanted = torch.where(direction < -self.threshold, -share * account.shares, wanted)
         return to_orders(wanted, account, mark, judged, rules)
+
+    def _margin_wanted(self, direction, share, account, equity, mark, judged, rules):
+        held = account.shares
+        room = rules.margin.margin * equity.unsqueeze(-1) - held.abs() * mark
+        opened = share * room.clamp(min=0) / mark.masked_fill(~judged, 1.0)
+        # What is too small for an order cannot be closed, and would bar the other side for good.
+        closed, real = -share * held, acceptable(held.abs(), mark, rules)
+        bought = torch.where((held < 0) & real, closed, opened)
+        sold = torch.where((held > 0) & real, closed, -opened if rules.margin.shorting else 0.0)
+        wanted = torch.where(direction > self.threshold, bought, 0.0)
+        return torch.where(direction < -self.threshold, sold, wanted)
 
 
 @dataclass(frozen=True)
@@ -236,7 +294,7 @@ class Regimes(ActionScheme):
         if row is None:
             raise ValueError("the orders of a regime need the row of its table: (N, 12, A) target weights")
         weights = row[torch.arange(len(action), device=action.device), action]
-        wanted = units_toward(weights, account, equity, mark, judged)
+        wanted = units_toward(weights, account, equity, mark, judged, rules)
         return to_orders(wanted.masked_fill((action == HOLD).unsqueeze(-1), 0.0), account, mark, judged, rules)
 
 

@@ -48,6 +48,7 @@ class EpisodeStarts:
         lookback: bars an observation reads: the earliest start has that many bars behind it.
         random_start: False: environment j walks segment j modulo their number from its first decidable bar.
         seed: one for all members (member p then uses seed + p), or one per member.
+        share: environments in succession that begin together, at the same bar.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class EpisodeStarts:
         random_start: bool,
         seed: int | Sequence[int],
         device: torch.device,
+        share: int = 1,
     ) -> None:
-        self.random_start, self.device = random_start, device
-        self.per_member = n_envs // len(member_segments)
+        self.random_start, self.device, self.share = random_start, device, share
+        self.per_member = n_envs // len(member_segments) // share
         can = decidable.cpu().numpy()
         longest = max((b - a for own in member_segments for a, b in own), default=0)
         if lookback > longest:
@@ -114,16 +116,25 @@ class EpisodeStarts:
         self.uniform = torch.cat(blocks, dim=1).to(self.device)
         self.cursor = 0
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """(start, stop), each (N,) int64; stop is one past the last bar of the segment."""
-        if not self.random_start:
-            return self.first, self.last
-        if self.cursor == _BLOCK:
-            self._refill()
-        uniform = self.uniform[self.cursor]
-        self.cursor += 1
-        place = torch.minimum((uniform * self.count).long(), self.count - 1) + self.offset
-        return self.starts.index_select(0, place), self.stops.index_select(0, place)
+    def uniforms(self, steps: int) -> Tensor:
+        """(steps, N / share) uniform draws in [0, 1), one row for each `place`."""
+        rows = []
+        while steps:
+            if self.cursor == _BLOCK:
+                self._refill()
+            taken = min(steps, _BLOCK - self.cursor)
+            rows.append(self.uniform[self.cursor : self.cursor + taken])
+            self.cursor, steps = self.cursor + taken, steps - taken
+        return torch.cat(rows)
+
+    def place(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """(start, stop), each (N,) int64, for draws (N / share,); stop is one past the last bar of the segment."""
+        if self.random_start:
+            index = torch.minimum((uniform * self.count).long(), self.count - 1) + self.offset
+            found = self.starts.index_select(0, index), self.stops.index_select(0, index)
+        else:
+            found = self.first, self.last
+        return tuple(x.unsqueeze(1).expand(-1, self.share).flatten() for x in found)
 
     def state_dict(self) -> dict[str, Any]:
         states = torch.stack([g.get_state() for g in self.generators])

@@ -1,18 +1,29 @@
 """Frictions: what a trade costs beyond its price. Each is a share of the traded value, against the trader.
 
-    commission   commission_bps * 1e-4 * value                       the venue's fee per side
-    spread       spread_bps * 1e-4 * value                           crossing the bid-ask spread
-    slippage     U * slippage_bps * 1e-4 * value, U ~ Uniform[0, 1)  per bar and asset, see `slippage_table`
-    impact       impact_coef * sqrt(value / reference) * value       square-root law, reference = portfolio value
+    commission     commission_bps * 1e-4 * value                       the venue's fee per side
+    spread         spread_bps * 1e-4 * value                           crossing the bid-ask spread
+    slippage       U * slippage_bps * 1e-4 * value, U ~ Uniform[0, 1)  per bar and asset, see `slippage_table`
+    impact         impact_coef * sqrt(value / reference) * value       square-root law; the reference is the portfolio's
+                                                                       value or what the bar traded, volume * price
+                                                                       (then value / reference counts as at most 1)
+    participation  an order takes at most participation * volume of the bar that fills it, the rest lapses
 
-Sources: Alpaca's fee schedule (https://docs.alpaca.markets/docs/crypto-fees, taker tier 1: 25 bps; US
-stocks: no commission); Almgren et al., "Direct Estimation of Equity Market Impact", 2005, and Gatheral,
-"No-dynamic-arbitrage and market impact", 2010, for the square root.
+The portfolio's value is its equity, or its gross exposure where that is more (in a margin account). Spread, slippage
+and impact are worse prices: they are always paid in currency. The commission is taken in currency, or (`fee_in`
+"received") from what a trade brings in: a buy of q units credits q * (1 - commission_bps * 1e-4), a sell pays out less
+currency. Alpaca's crypto fee is of that kind: a position is then off the increment by its fees (the venue keeps nine
+decimals), and a sale that would leave less than one increment sells all. What borrowing costs is in
+`environments.margin`.
+
+Sources: Alpaca's fee schedule (https://docs.alpaca.markets/docs/crypto-fees, taker tier 1: 25 bps, of the asset
+credited; US stocks: no commission); Almgren et al., "Direct Estimation of Equity Market Impact", 2005, and Gatheral,
+"No-dynamic-arbitrage and market impact", 2010, for the square root, there of the share of the market's volume.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,43 +37,72 @@ BPS = 1e-4
 
 @dataclass(frozen=True)
 class Frictions:
-    """Friction parameters; basis points of traded value, except `impact_coef` (dimensionless)."""
+    """Friction parameters; basis points of traded value, except `impact_coef` (dimensionless).
+
+    impact_reference: "portfolio" or "volume". participation: share of the filling bar's volume an order may take, in
+    (0, 1]; None: all that is ordered. fee_in: "quote" (currency) or "received", where the commission is taken.
+    """
 
     commission_bps: float = 0.0
     spread_bps: float = 2.0
     slippage_bps: float = 5.0
     impact_coef: float = 0.01
+    impact_reference: str = "portfolio"
+    participation: float | None = None
+    fee_in: str = "quote"
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name in ("commission_bps", "spread_bps", "slippage_bps", "impact_coef"):
+            value = getattr(self, name)
             # Together under one: a sale whose costs exceed its proceeds could not be paid for.
-            limit = 0.5 if item.name == "impact_coef" else 1_000
+            limit = 0.5 if name == "impact_coef" else 1_000
             if not 0 <= value < limit:
-                raise InputError(f"{item.name}={value}: accepted are 0 <= value < {limit}")
+                raise InputError(f"{name}={value}: accepted are 0 <= value < {limit}")
+        for name, accepted in (("impact_reference", ("portfolio", "volume")), ("fee_in", ("quote", "received"))):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+        if self.participation is not None and not 0 < self.participation <= 1:
+            raise InputError(f"participation={self.participation}: accepted are 0 < participation <= 1")
 
     @classmethod
-    def for_venue(cls, asset_class: str, **overrides: float) -> Frictions:
+    def for_venue(cls, asset_class: str, **overrides: Any) -> Frictions:
         """The defaults of Alpaca's venue for "crypto" or "stock", with `overrides`."""
-        return cls(**{"commission_bps": 25.0 if asset_class == "crypto" else 0.0, **overrides})
+        own = {"commission_bps": 25.0, "fee_in": "received"} if asset_class == "crypto" else {}
+        return cls(**{**own, **overrides})
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def cost(self, value: Tensor, slip: Tensor | None, reference: Tensor) -> Tensor:
+    @property
+    def reads_volume(self) -> bool:
+        """Does what is filled, or what it costs, depend on the filling bar's volume?"""
+        return self.participation is not None or (self.impact_reference == "volume" and self.impact_coef > 0)
+
+    @property
+    def credited(self) -> float:
+        """Units credited for each unit bought."""
+        return 1 - self.commission_bps * BPS if self.fee_in == "received" else 1.0
+
+    def rate(self, slip: Tensor | None) -> Tensor | float:
+        """Commission, spread and slippage together as a share of the traded value. slip: (N, A), see `cost`."""
+        rate = (self.commission_bps + self.spread_bps) * BPS
+        return rate if slip is None else rate + slip * (self.slippage_bps * BPS)
+
+    def cost(self, value: Tensor, slip: Tensor | None, reference: Tensor | None, rate: Tensor | None = None) -> Tensor:
         """Cost of trading `value`, same shape and currency.
 
         Args:
             value: (N, A) traded value, >= 0.
             slip: (N, A) uniform draws in [0, 1) for the bar, or None where slippage_bps is 0.
-            reference: (N, 1) portfolio value the impact is relative to, > 0.
+            reference: (N, 1) or (N, A) value the impact is relative to, > 0; None where impact_coef is 0.
+            rate: `rate(slip)` where it is known already.
         """
-        rate = (self.commission_bps + self.spread_bps) * BPS
-        if slip is not None:
-            rate = rate + slip * (self.slippage_bps * BPS)
+        rate = self.rate(slip) if rate is None else rate
         if self.impact_coef:
-            # Clamped away from 0: the square root's slope there is infinite and would poison gradients.
-            rate = rate + self.impact_coef * (value / reference).clamp(min=1e-12).sqrt()
+            # Clamped away from 0: the square root's slope there is infinite and would poison gradients. Of what a
+            # liquid market trades in a bar, a small order is a smaller part than of any portfolio.
+            least, most = (1e-30, 1.0) if self.impact_reference == "volume" else (1e-12, None)
+            rate = rate + self.impact_coef * (value / reference).clamp(min=least, max=most).sqrt()
         return value * rate
 
 

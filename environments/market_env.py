@@ -4,8 +4,9 @@ One step, from bar t to bar t+1:
 
     the agent has seen bars up to the close of t; its action becomes orders (quantities)
     orders decided decision_lag - 1 steps ago fill in bar t+1, at its open (or close, `fill_at`)
+    a margin account pays for what it owes at the close of t+1, where it has too little left all is closed there
     equity is marked at the close of t+1, the reward is the increment from the close of t
-    the episode is terminated by ruin, truncated where its length or its segment ends
+    the episode is terminated by ruin or a forced close, truncated where its length or its segment ends
 
 The market's tensors are shared; what is private to an environment is allocated once, in the constructor.
 """
@@ -21,14 +22,15 @@ import torch
 from torch import Tensor
 
 from environments.actions import build_scheme
-from environments.bar_table import BarRow, bar_table
+from environments.bar_table import BarRow, bar_table, holder_table
 from environments.episodes import EpisodeStarts, Segments, check_within, per_member
 from environments.errors import InputError
 from environments.features import compute_features
 from environments.frictions import Frictions, slippage_table
+from environments.margin import MarginTerms
 from environments.market import Market
 from environments.observation import Observation, account_size, account_vector
-from environments.portfolio import equity, match, open_account, settle
+from environments.portfolio import close_bar, equity, match, open_account, settle
 from environments.rewards import Outcome, parse_reward, reward_scale
 from environments.rules import RuleBook
 from environments.vec_env import Step, VecEnv
@@ -54,17 +56,26 @@ class MarketVecEnv(VecEnv):
         ruin: the share of the initial cash at or under which an episode is terminated.
         decision_lag: bars from the decision to the fill, >= 1.
         fill_at: "open" or "close" of the filling bar.
-        commission_bps, spread_bps, slippage_bps, impact_coef: see `Frictions`; None takes the venue's.
+        commission_bps, spread_bps, slippage_bps, impact_coef, impact_reference, participation, fee_in: see `Frictions`;
+            None takes the venue's.
         slippage_seed: seed of the slippage draws.
+        margin, shorting, borrow_bps, margin_rate_bps, maintenance_margin, maintenance_margin_short, bars_per_year: of
+            stocks, see `MarginTerms`; None takes its defaults, a cash account, and the market's bars per year. What is
+            borrowed in a bar is charged at its close and counts among its fees.
         rules: asset rules: a `RuleBook`, or overrides by symbol (`RuleBook.from_dict`); None takes the venue's.
         features: names of the features; None takes all.
         random_start: episodes start at random bars; else environment j of a member walks the member's segment
             j (modulo their number) from its first bar, every time.
+        clock_groups: G, clocks of each member: N / (P * G) environments in succession live through the same bars, so
+            what depends on the market alone is computed for G bars a step; None: every environment has its own clock.
+            An environment whose episode is terminated begins the next one at the bar its clock has come to.
         seed: one seed, or one per member.
 
     Raises:
         InputError: an argument out of range, a lookback no segment can hold.
     """
+
+    pure = True
 
     def __init__(
         self,
@@ -89,10 +100,21 @@ class MarketVecEnv(VecEnv):
         spread_bps: float | None = None,
         slippage_bps: float | None = None,
         impact_coef: float | None = None,
+        impact_reference: str | None = None,
+        participation: float | None = None,
+        fee_in: str | None = None,
         slippage_seed: int = 0,
+        margin: float | None = None,
+        shorting: bool | None = None,
+        borrow_bps: float | None = None,
+        margin_rate_bps: float | None = None,
+        maintenance_margin: float | None = None,
+        maintenance_margin_short: float | None = None,
+        bars_per_year: float | None = None,
         rules: RuleBook | Mapping[str, Mapping[str, Any]] | None = None,
         features: Sequence[str] | None = None,
         random_start: bool = True,
+        clock_groups: int | None = None,
         seed: int | Sequence[int] = 0,
     ) -> None:
         _check(n_envs >= 1, f"n_envs={n_envs}: at least 1 is needed")
@@ -102,6 +124,12 @@ class MarketVecEnv(VecEnv):
         _check(fill_at in ("open", "close"), f"fill_at={fill_at!r}: accepted are open, close")
         _check(episode_length is None or episode_length >= 1, f"episode_length={episode_length}: at least 1 bar")
         _check(initial_cash > 0 and 0 <= ruin < 1, f"initial_cash={initial_cash} > 0, 0 <= ruin={ruin} < 1 are needed")
+        clocks = n_envs // n_members if clock_groups is None else clock_groups
+        _check(
+            clocks >= 1 and n_envs // n_members % clocks == 0,
+            f"clock_groups={clock_groups}: a member's {n_envs // n_members} environments cannot be shared out",
+        )
+        self.envs_per_clock = n_envs // n_members // clocks
         self.market, self.n_envs, self.n_members, self.lookback = market, n_envs, n_members, lookback
         self.device = market.device
         self.decision_lag, self.fill_at, self.initial_cash, self.ruin = decision_lag, fill_at, initial_cash, ruin
@@ -112,12 +140,23 @@ class MarketVecEnv(VecEnv):
         self.frictions = Frictions.for_venue(
             market.asset_class,
             **_given(
-                commission_bps=commission_bps, spread_bps=spread_bps, slippage_bps=slippage_bps, impact_coef=impact_coef
+                commission_bps=commission_bps, spread_bps=spread_bps, slippage_bps=slippage_bps,
+                impact_coef=impact_coef, impact_reference=impact_reference, participation=participation, fee_in=fee_in,
             ),
-        )
+        )  # fmt: skip
         self.slippage_seed = slippage_seed
+        self.margin = MarginTerms(
+            bars_per_year=market.bars_per_year if bars_per_year is None else bars_per_year,
+            **_given(
+                margin=margin, shorting=shorting, borrow_bps=borrow_bps, margin_rate_bps=margin_rate_bps,
+                maintenance_margin=maintenance_margin, maintenance_margin_short=maintenance_margin_short,
+            ),
+        )  # fmt: skip
+        self.margin.check_venue(market.asset_class, self.frictions.fee_in)
         self.rule_book = rules if isinstance(rules, RuleBook) else RuleBook.from_dict(market.asset_class, rules or {})
-        self.rules = self.rule_book.tensors(market.symbols, self.device, market.dtype)
+        self.rules = self.rule_book.tensors(
+            market.symbols, self.device, market.dtype, self.margin, self.frictions.fee_in
+        )
         self.features = compute_features(market, None if features is None else tuple(features))
         self.rows = self.features.rows
         self.state_size = account_size(market.n_assets)
@@ -126,7 +165,9 @@ class MarketVecEnv(VecEnv):
         self.single_action_space = self.scheme.space(market.n_assets)
 
         judged = self.features.ready & market.close.isfinite()
-        self._bars = bar_table(market, judged, fill_at, self._slip())
+        self._bars = bar_table(market, judged, fill_at, self._slip(), self.frictions.reads_volume)
+        key = ("equal-weight holder", self.features.names, initial_cash)
+        self._holder = market.once(key, lambda: holder_table(market, judged, initial_cash))
         # What can be judged depends on the features alone.
         key = ("action table", self.scheme, self.features.names)
         self._action_table = market.once(key, lambda: self.scheme.table(market, judged))
@@ -134,8 +175,9 @@ class MarketVecEnv(VecEnv):
         if random_start:  # a walk is an account that lives through pauses; an episode never spans one
             check_within(self.member_segments, market.segments())
         self.starts = EpisodeStarts(
-            self.member_segments, judged.any(1), n_envs, lookback, episode_length, random_start, seed, self.device
-        )
+            self.member_segments, judged.any(1), n_envs, lookback, episode_length, random_start, seed, self.device,
+            self.envs_per_clock,
+        )  # fmt: skip
         self.reward_scale = reward_scale(market, self.member_segments).repeat_interleave(n_envs // n_members)
         self._allocate()
         self.reset()
@@ -171,7 +213,7 @@ class MarketVecEnv(VecEnv):
         if seed is not None:
             self.starts.reseed(seed)
         everywhere = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
-        self._begin(everywhere, *self.starts.draw())
+        self._begin(everywhere, *self.starts.place(self.starts.uniforms(1)[0]), torch.zeros_like(self.elapsed))
         self.last_equity.fill_(self.initial_cash)
         for record in (self.last_shares, self.fees, self.traded_value):
             record.zero_()
@@ -179,13 +221,15 @@ class MarketVecEnv(VecEnv):
         return Observation(self.bar, self._state)
 
     def step(self, action: Tensor) -> Step:
-        # Drawn whether or not an episode ends: looking first would make the host wait for the device.
-        start, stop = self.starts.draw()
         with torch.no_grad():
-            return self._advance(action, start, stop)
+            return self.advance(action, self.draws(1)[0])
 
-    def _advance(self, action: Tensor, start: Tensor, stop: Tensor) -> Step:
-        """One step of tensors alone, without a branch on a value; episodes that end go on at `start`."""
+    def draws(self, steps: int) -> Tensor:
+        # Drawn whether or not an episode ends: looking first would make the host wait for the device.
+        return self.starts.uniforms(steps)
+
+    def advance(self, action: Tensor, draw: Tensor) -> Step:
+        """One step; where an episode ends, the next one starts where `draw` (N / envs_per_clock,) says."""
         now, after = self.bar_row(self.bar), self.bar_row(self.bar + 1)
         orders = self.scheme.orders(
             action, self.account, self.equity, now.mark, now.judged, self.rules, self.action_row(self.bar)
@@ -193,11 +237,19 @@ class MarketVecEnv(VecEnv):
         if self.decision_lag > 1:
             orders, queued = self.pending[0].clone(), orders
             self.pending.copy_(torch.cat([self.pending[1:], queued.unsqueeze(0)]))
-        fills = match(self.account, orders, after.price, after.fillable, self.rules, self.frictions, after.slip)
-        account = settle(self.account, fills)
-        marked = equity(account, after.mark)
+        fills = match(
+            self.account, orders, after.price, after.fillable, self.rules, self.frictions, after.slip, after.volume
+        )
+        account = settle(self.account, fills, self.margin)
+        traded, fees = fills.value, fills.fees.sum(-1)
+        if self.margin.cash_account:
+            marked, forced = equity(account, after.mark), None
+        else:
+            account, close = close_bar(account, after.mark, self.margin, self.frictions, after.slip, after.volume)
+            marked, forced = close.equity, close.forced
+            traded, fees = traded + close.fills.value, fees + close.costs
         held = (self.holder_units * after.mark).sum(-1)
-        outcome = Outcome(self.equity, marked, self.holder_value, held, fills.value, account.shares, after.mark)
+        outcome = Outcome(self.equity, marked, self.holder_value, held, traded, account.shares, after.mark)
         remembered = list(self.reward_memory.values())
         reward, memory = self._reward(outcome, remembered, self.reward_scale)
 
@@ -206,26 +258,36 @@ class MarketVecEnv(VecEnv):
         self.last_equity.copy_(marked)  # of the step itself: `equity` starts anew where an episode ends
         self.last_shares.copy_(account.shares)
         self.holder_value.copy_(held)
-        self.fees.copy_(fills.fees.sum(-1))
-        self.traded_value.copy_(fills.value)
+        self.fees.copy_(fees)
+        self.traded_value.copy_(traded)
         self.bar.add_(1)
         self.elapsed.add_(1)
         terminated = marked <= self.ruin * self.initial_cash
+        if forced is not None:
+            terminated = terminated | forced
         truncated = self.bar >= self.stop - 1
         if self.episode_length is not None:
             truncated = truncated | (self.elapsed >= self.episode_length)
-        truncated = truncated & ~terminated
+        clock_ended, truncated = truncated, truncated & ~terminated
         final = Observation(self.bar.clone(), account_vector(self.account, after.mark, marked))
         done = terminated | truncated
-        self._begin(done, start, stop)
+        start, stop = self.starts.place(draw)
+        elapsed = torch.zeros_like(self.elapsed)
+        if self.envs_per_clock > 1:
+            # One that is terminated while the others of its clock go on begins anew among them.
+            start, stop, elapsed = (
+                torch.where(clock_ended, fresh, own)
+                for fresh, own in ((start, self.bar), (stop, self.stop), (elapsed, self.elapsed))
+            )
+        self._begin(done, start, stop, elapsed)
         self._state.copy_(torch.where(done.unsqueeze(-1), self._first_state, final.state))
         return Step(Observation(self.bar, self._state), reward.float(), terminated, truncated, final)
 
-    def _begin(self, done: Tensor, start: Tensor, stop: Tensor) -> None:
+    def _begin(self, done: Tensor, start: Tensor, stop: Tensor, elapsed: Tensor) -> None:
         """Start a new episode where `done`; nowhere else anything changes."""
         self.bar.copy_(torch.where(done, start, self.bar))
         self.stop.copy_(torch.where(done, stop, self.stop))
-        self.elapsed.masked_fill_(done, 0)
+        self.elapsed.copy_(torch.where(done, elapsed, self.elapsed))
         wide = done.unsqueeze(-1)
         self.account.cash.masked_fill_(done, self.initial_cash)
         for holding in self.account[1:]:
@@ -234,15 +296,15 @@ class MarketVecEnv(VecEnv):
         for name, (shape, first) in self._reward.memory.items():
             self.reward_memory[name].masked_fill_(wide if shape else done, first)
         self.equity.masked_fill_(done, self.initial_cash)
-        row = self.bar_row(self.bar)
-        count = row.judged.sum(-1, keepdim=True, dtype=row.mark.dtype).clamp(min=1)
-        value = (self.initial_cash / count).expand_as(row.mark).masked_fill(~row.judged, 0.0)
-        units = value / row.mark.masked_fill(~row.judged, 1.0)
+        units = self._holder.index_select(0, self.bar)
         self.holder_units.copy_(torch.where(wide, units, self.holder_units))
         self.holder_value.masked_fill_(done, self.initial_cash)
 
     def bar_row(self, bar: Tensor) -> BarRow:
-        return BarRow(self._bars.index_select(0, bar), self.market.n_assets)
+        """The columns of the bars (N,), see `BarRow`."""
+        packed = self._bars.index_select(0, bar)
+        frictions = self.frictions
+        return BarRow(packed, self.market.n_assets, frictions.slippage_bps > 0, frictions.reads_volume)
 
     def action_row(self, bar: Tensor) -> Tensor | None:
         """(N, ...) what the action scheme worked out of the market up to each of the bars (N,), if it does."""

@@ -7,6 +7,9 @@ An observation is kept as (bar index, account vector) and made dense only where 
 The account vector of A assets has 1 + 3A entries, all of order one:
 
     cash share | weights | unrealised profit as a share of the entry price, within +-1 | log1p(bars since trade) / 5
+
+In a margin account the cash share is below 0 where cash is owed and above 1 where assets are, a weight below 0 is
+short, and the profit of what is short is what its price fell by. Shares are of |equity|: -1 is to owe all there is.
 """
 
 from __future__ import annotations
@@ -36,13 +39,14 @@ def account_size(n_assets: int) -> int:
 
 def account_vector(account: Account, mark: Tensor, equity: Tensor) -> Tensor:
     """(N, K) float32 account vector; mark: (N, A) last known closes, equity: (N,) at those marks."""
-    safe = equity.clamp(min=1e-12).unsqueeze(-1)
+    safe = equity.abs().clamp(min=1e-12).unsqueeze(-1)
+    value = account.shares * mark
     # What a sale leaves by rounding is no position; seen as one, its profit would flicker with the last digit.
-    held = account.shares * mark > DUST * safe
-    gain = (mark / account.entry.clamp(min=1e-30) - 1).masked_fill(~held, 0.0)
+    held = value.sign() * (value.abs() > DUST * safe)
+    gain = (mark / account.entry.clamp(min=1e-30) - 1) * held
     parts = (
         account.cash.unsqueeze(-1) / safe,
-        account.shares * mark / safe,
+        value / safe,
         gain.clamp(-1, 1),
         torch.log1p(account.idle) / 5,
     )

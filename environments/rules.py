@@ -19,8 +19,13 @@ import torch
 from torch import Tensor
 
 from environments.errors import InputError
+from environments.margin import CASH_ACCOUNT, MarginTerms
 
 QUOTES = ("USDT", "USDC", "USD")
+
+# What a sale may leave, in increments. Positions on increments are off them by the rounding of sums alone: half an
+# increment is none. Where the fee is taken out of what is bought, less than a whole one could never be sold again.
+HALF, WHOLE = 0.5, 1 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,17 @@ def overridden_rule(symbol: str, asset_class: str, changes: Mapping[str, Any]) -
 
 
 class RuleTensors(NamedTuple):
-    """The rules of A assets as tensors (A,), in the order of the market's symbols."""
+    """The rules of A assets as tensors (A,), in the order of the market's symbols, and what the account may owe.
+
+    remnant: share of an increment; a sale that would leave less than that sells all.
+    margin: the account's terms.
+    """
 
     increment: Tensor
     min_quantity: Tensor
     min_notional: Tensor
+    remnant: float = HALF
+    margin: MarginTerms = CASH_ACCOUNT
 
 
 class RuleBook:
@@ -141,14 +152,25 @@ class RuleBook:
     def rule(self, symbol: str) -> AssetRule:
         return self.overrides.get(symbol) or default_rule(symbol, self.asset_class)
 
-    def tensors(self, symbols: Sequence[str], device: torch.device, dtype: torch.dtype) -> RuleTensors:
-        """Rules for `symbols` in that order; an override for a symbol that is not there is an error."""
+    def tensors(
+        self,
+        symbols: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype,
+        margin: MarginTerms = CASH_ACCOUNT,
+        fee_in: str = "quote",
+    ) -> RuleTensors:
+        """Rules for `symbols` in that order; an override for a symbol that is not there is an error.
+
+        margin: what the account may owe. fee_in: where the commission is taken, see `Frictions`.
+        """
         unknown = sorted(set(self.overrides) - set(symbols))
         if unknown:
             raise InputError(f"rules name {', '.join(unknown)}, but the market holds {', '.join(symbols)}")
         rules = [self.rule(symbol) for symbol in symbols]
         columns = ("increment", "min_quantity", "min_notional")
-        return RuleTensors(*(torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns))
+        sizes = (torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns)
+        return RuleTensors(*sizes, remnant=WHOLE if fee_in == "received" else HALF, margin=margin)
 
     def to_dict(self, symbols: Sequence[str]) -> dict[str, dict[str, float]]:
         return {symbol: asdict(self.rule(symbol)) for symbol in symbols}

@@ -46,6 +46,9 @@ class VecEnv(ABC):
         rows: (B, R) market rows shared by all environments, NaN where unknown, or None.
         lookback: L, how many rows an observation reads (1 without a market).
         state_size: K.
+        envs_per_clock: that many environments in succession look at the same bar at every step; 1 where each has its
+            own clock.
+        pure: `advance` is tensors alone, without a branch on a value: it may be compiled, or differentiated.
     """
 
     n_envs: int
@@ -56,6 +59,8 @@ class VecEnv(ABC):
     rows: Tensor | None = None
     lookback: int = 1
     state_size: int
+    envs_per_clock: int = 1
+    pure: bool = False
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> Observation:
@@ -64,6 +69,14 @@ class VecEnv(ABC):
     @abstractmethod
     def step(self, action: Tensor) -> Step:
         """Advance every environment. action: (N, ...) of `single_action_space`, float32 or int64."""
+
+    def draws(self, steps: int) -> Tensor | None:
+        """(steps, ...) the random numbers of the next steps, one row for each `advance`; None where it needs none."""
+        return None
+
+    def advance(self, action: Tensor, draw: Tensor | None) -> Step:
+        """`step` with its random numbers handed in. Called under `torch.no_grad`, unless gradients are wanted."""
+        return self.step(action)
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that the next step depends on, as tensors and numbers; None if it cannot be saved.

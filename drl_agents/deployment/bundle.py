@@ -34,6 +34,8 @@ from environments.rules import RuleBook
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "policy.safetensors"
+# How a model trades that was written before these options were: they are not what they would be for a new one.
+EARLIER = {"fee_in": "quote"}
 
 
 def env_options(env: MarketVecEnv) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def env_options(env: MarketVecEnv) -> dict[str, Any]:
         "decision_lag": env.decision_lag,
         "fill_at": env.fill_at,
         **env.frictions.to_dict(),
+        **env.margin.to_dict(),
         "slippage_seed": env.slippage_seed,
         "features": list(env.features.names),
     }
@@ -96,7 +99,7 @@ class Bundle:
             InputError: the market does not fit, or the bundle's environment has no such option.
         """
         self.check_market(market)
-        own = self.manifest["env"]["options"]
+        own = {**EARLIER, **self.manifest["env"]["options"]}
         changes = {k: v for k, v in {"decision_lag": decision_lag, **overrides}.items() if v is not None}
         if unknown := sorted(set(changes) - set(own)):
             accepted = ", ".join(own)

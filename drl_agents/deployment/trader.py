@@ -23,12 +23,13 @@ import pandas as pd
 import psutil
 import torch
 
-from drl_agents.deployment.bundle import Bundle
+from drl_agents.deployment.bundle import EARLIER, Bundle
 from drl_agents.training.record import now, plain
 from environments.actions import build_scheme
 from environments.files import write_json
-from environments.live.broker import Bar, Broker, Order
+from environments.live.broker import Bar, Broker, Order, OrderResult
 from environments.live.view import MarketView
+from environments.margin import MarginTerms
 from environments.observation import Observation, account_vector, build_observation
 from environments.portfolio import Fills, equity, open_account, settle
 from environments.rules import RuleBook
@@ -67,7 +68,10 @@ class PaperTrader:
         named = {name: options[name] for name in ("max_trade", "sharpness") if name in options}
         self.scheme = build_scheme(options["action"], **{**options.get("action_options", {}), **named})
         book = RuleBook.from_dict(market["asset_class"], manifest["rules"])
-        self.rules = book.tensors(self.symbols, torch.device("cpu"), torch.float64)
+        terms = MarginTerms.__dataclass_fields__
+        self.margin = MarginTerms(**{name: options[name] for name in terms if name in options})
+        fee_in = {**EARLIER, **options}["fee_in"]
+        self.rules = book.tensors(self.symbols, torch.device("cpu"), torch.float64, self.margin, fee_in)
         self.view = MarketView(
             len(self.symbols), options["features"], market["extra"], self.lookback, torch.float64, self.scheme
         )
@@ -81,7 +85,7 @@ class PaperTrader:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> PaperResult:
-        """Trade until the broker has no more bars, or `stop()`.
+        """Trade until the broker has no more bars, `stop()`, or a forced close, which leaves the state HALTED.
 
         Raises:
             Unreconciled: the books differ; the state is then HALTED.
@@ -93,18 +97,22 @@ class PaperTrader:
             equity_file.write("timestamp,equity,cash\n")
             self._decide(history[-1], journal)
             while not stop() and (bar := self.broker.next_bar()) is not None:
-                self._settle()
                 self.view.append(bar)
+                closed = self._settle()
                 value = float(equity(self.account, self.view.mark))
                 self._mark(value)
                 stamps.append(bar.timestamp)
                 curve.append(value)
                 equity_file.write(f"{_iso(bar.timestamp)},{value!r},{float(self.account.cash)!r}\n")
+                if closed:
+                    self.state = "HALTED"
+                    break
                 self._decide(bar, journal)
                 if time.monotonic() - self._written > _STATE_EVERY:
                     equity_file.flush()
                     self._write_state(value)
-        self.state = "FINISHED"
+        if self.state == "ACTIVE":
+            self.state = "FINISHED"
         self._write_state(curve[-1])
         return PaperResult(np.array(stamps), np.array(curve), self.n_orders, self.n_fills)
 
@@ -134,10 +142,28 @@ class PaperTrader:
         self.broker.submit(due)
         self.n_orders += len(due)
 
-    def _settle(self) -> None:
+    def _settle(self) -> bool:
+        """Book what the broker did in the last bar. True: the account had too little left, its positions are closed."""
+        results = self.broker.results()
+        self._book([result for result in results if not result.forced])
+        closed = False
+        if not self.margin.cash_account:
+            value = self.account.shares * self.view.mark
+            short = -value.clamp(max=0).sum(-1)
+            carry = self.margin.carry(self.account.cash, short)
+            self.account = self.account._replace(cash=self.account.cash - carry)
+            self.fees += float(carry)
+            closed = bool(self.account.cash + value.sum(-1) < self.margin.requirement(value.sum(-1) + short, short))
+        if forced := [result for result in results if result.forced]:
+            self._book(forced, bars=0)
+            closed = True
+        self._reconcile()
+        return closed
+
+    def _book(self, results: list[OrderResult], bars: int = 1) -> None:
         traded, value, fees = (torch.zeros(1, len(self.symbols), dtype=torch.float64) for _ in range(3))
         shown = {line["id"]: line for line in self.recent}
-        for result in self.broker.results():
+        for result in results:
             i = self.symbols.index(result.order.symbol)
             traded[0, i] += result.filled_quantity if result.order.side == "buy" else -result.filled_quantity
             value[0, i] += result.filled_value
@@ -147,9 +173,8 @@ class PaperTrader:
             if line is not None:
                 price = result.filled_value / result.filled_quantity if result.filled_quantity else None
                 line.update(status=result.status, filled_quantity=result.filled_quantity, filled_price=price)
-        self.account = settle(self.account, Fills(traded, value, fees))
+        self.account = settle(self.account, Fills(traded, value, fees), self.margin, bars)
         self.fees += float(fees.sum())
-        self._reconcile()
 
     def _reconcile(self) -> None:
         cash, positions = self.broker.cash(), self.broker.positions()

@@ -7,6 +7,7 @@ import torch
 
 from drl_agents.evaluation.result import BacktestResult
 from environments.actions import to_orders
+from environments.margin import CASH_ACCOUNT
 from environments.market_env import MarketVecEnv
 from environments.portfolio import match, open_account, settle
 
@@ -27,9 +28,10 @@ def hold_equal_weight(env: MarketVecEnv) -> BacktestResult:
     # no longer be equal weight.
     value = 0.99 * account.cash.unsqueeze(1) / judged.sum().clamp(min=1)
     wanted = torch.where(judged, value / torch.where(judged, mark, 1.0), 0.0)
-    orders = to_orders(wanted, account, mark, judged, env.rules)
+    rules = env.rules._replace(margin=CASH_ACCOUNT)  # who holds what there is cash for owes nothing
+    orders = to_orders(wanted, account, mark, judged, rules)
     bought = env.bar_row(torch.tensor([start + env.decision_lag], device=env.device).clamp(max=stop - 1))
-    fills = match(account, orders, bought.price, bought.fillable, env.rules, env.frictions, bought.slip)
+    fills = match(account, orders, bought.price, bought.fillable, rules, env.frictions, bought.slip, bought.volume)
     account = settle(account, fills)
     marks = market.mark[start:stop]
     values = account.cash + marks @ account.shares[0]

@@ -37,7 +37,9 @@ class Order:
 class OrderResult:
     """What became of an order. status: "filled", "partially_filled" (the rest lapsed), "canceled" (nothing was filled).
 
-    filled_quantity: units. filled_value, fees: currency.
+    filled_quantity: units credited to the account or taken from it; what the venue kept of a buy as its fee is not
+    among them. filled_value: their value at the fill price, currency. fees: currency, all costs, what was kept in units
+    at the fill price. forced: the venue's own order, to close a position of an account that had too little left.
     """
 
     order: Order
@@ -45,6 +47,7 @@ class OrderResult:
     filled_quantity: float
     filled_value: float
     fees: float
+    forced: bool = False
 
 
 class Broker(Protocol):

@@ -1,19 +1,19 @@
 """LocalBroker: replays bars and fills orders with the environment's own books. Nothing to sign up for.
 
-An order handed in after bar t fills in bar t + 1, as a market order sent at the close of t would.
+An order handed in after bar t fills in bar t + 1, as a market order sent at the close of t would. A margin account is
+charged for what it owes at every close, and closed by force where it has too little left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from environments.errors import InputError
 from environments.live.broker import Bar, Order, OrderResult
 from environments.market_env import MarketVecEnv
-from environments.portfolio import match, open_account, settle
+from environments.portfolio import Fills, close_bar, match, open_account, settle
 
 
 class LocalBroker:
@@ -68,17 +68,33 @@ class LocalBroker:
         index = {symbol: i for i, symbol in enumerate(self.market.symbols)}
         for order in self._waiting:
             wanted[0, index[order.symbol]] += order.quantity if order.side == "buy" else -order.quantity
-        row = self.env.bar_row(torch.tensor([self.bar], device=self.market.device))
-        fills = match(self.account, wanted, row.price, row.fillable, self.env.rules, self.env.frictions, row.slip)
-        self.account = settle(self.account, fills)
-        traded, value, fees = (x[0].cpu().numpy() for x in fills)
-        for order in self._waiting:
-            i = index[order.symbol]
-            quantity = float(abs(traded[i]))
-            full = np.isclose(quantity, order.quantity, rtol=1e-9, atol=0)
-            status = "filled" if full else "partially_filled" if quantity else "canceled"
-            self._ended.append(OrderResult(order, status, quantity, float(value[i]), float(fees[i])))
+        env, row = self.env, self.env.bar_row(torch.tensor([self.bar], device=self.market.device))
+        fills = match(self.account, wanted, row.price, row.fillable, env.rules, env.frictions, row.slip, row.volume)
+        self.account = settle(self.account, fills, env.margin)
+        self._tell(self._waiting, fills)
         self._waiting = []
+        if env.margin.cash_account:
+            return
+        held = self.account.shares[0].tolist()
+        self.account, close = close_bar(self.account, row.mark, env.margin, env.frictions, row.slip, row.volume)
+        if close.forced:
+            orders = [
+                Order(f"forced-{self._stamps[self.bar]}-{symbol}", symbol, "sell" if units > 0 else "buy", abs(units))
+                for symbol, units in zip(self.market.symbols, held, strict=True)
+                if units
+            ]
+            self._tell(orders, close.fills, forced=True)
+
+    def _tell(self, orders: Sequence[Order], fills: Fills, forced: bool = False) -> None:
+        """Note what became of `orders`, which `fills` executed."""
+        traded, value, fees = (x[0].cpu().numpy() for x in fills)
+        for order in orders:
+            i = self.market.symbols.index(order.symbol)
+            quantity = float(abs(traded[i]))
+            executed = quantity / self.env.frictions.credited if order.side == "buy" else quantity
+            full = executed >= order.quantity * (1 - 1e-9)
+            status = "filled" if full else "partially_filled" if quantity else "canceled"
+            self._ended.append(OrderResult(order, status, quantity, float(value[i]), float(fees[i]), forced))
 
     def results(self) -> list[OrderResult]:
         ended, self._ended = self._ended, []

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WORD = 2**64
+CLOSE = 5e-6  # of the account's size: what numbers of 24 bits may be off by after an episode
 SLACK = 1e-9  # of an increment: quantities are on increments up to floating-point rounding
 
 
@@ -24,19 +25,47 @@ class Rule:
 
 @dataclass(frozen=True)
 class Costs:
-    """Basis points of the traded value; impact is dimensionless."""
+    """Basis points of the traded value; impact is dimensionless, participation a share of the bar's volume."""
 
     commission_bps: float
     spread_bps: float
     slippage_bps: float
     impact_coef: float
+    impact_reference: str = "portfolio"
+    participation: float | None = None
+    fee_in: str = "quote"
 
-    def of(self, value: float, uniform: float, portfolio_value: float) -> float:
-        """commission + spread + slippage * U + impact * sqrt(value / portfolio value), times the value."""
+    def of(self, value: float, uniform: float, portfolio_value: float, turnover: float) -> float:
+        """commission + spread + slippage * U + impact * sqrt(value / reference), times the value."""
         if value == 0:
             return 0.0
         share = (self.commission_bps + self.spread_bps + uniform * self.slippage_bps) / 10_000
-        return value * (share + self.impact_coef * math.sqrt(value / portfolio_value))
+        if self.impact_reference == "portfolio":
+            part = value / portfolio_value
+        else:
+            part = 1.0 if value >= turnover else value / turnover
+        return value * (share + self.impact_coef * math.sqrt(part))
+
+    def in_units(self) -> float:
+        """The share of what is bought that the venue keeps."""
+        return self.commission_bps / 10_000 if self.fee_in == "received" else 0.0
+
+
+@dataclass(frozen=True)
+class Loan:
+    """What may be owed, and what that costs a year in basis points. leverage 1 without shorting: nothing."""
+
+    leverage: float = 1.0
+    shorting: bool = False
+    borrow_bps: float = 0.0
+    interest_bps: float = 0.0
+    keep_long: float = 0.25
+    keep_short: float = 0.30
+    bars_per_year: float = 252.0
+
+    @property
+    def granted(self) -> bool:
+        return self.leverage > 1 or self.shorting
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,10 @@ class Asset:
         if bar is None or bar[4] <= 0:
             return None
         return bar[0] if fill_at == "open" else bar[3]
+
+    def volume(self, tick: int) -> float:
+        bar = self.bars[tick]
+        return 0.0 if bar is None else bar[4]
 
     def judged(self, tick: int, warm_up: int) -> bool:
         """It has a bar at `tick`, and `warm_up` bars of its own before that."""
@@ -86,6 +119,7 @@ class Setup:
     episode_length: int | None
     slippage_seed: int
     warm_up: int
+    loan: Loan = field(default_factory=Loan)
 
 
 @dataclass
@@ -105,6 +139,9 @@ class Outcome:
     vector: list[float]
     tick: int
     orders: list[float] = field(default_factory=list)
+    forced: bool = False
+    size: float = 0.0  # the larger of |equity| and what is held and owed: what amounts are to be judged against
+    blur: float = 1.0  # how much more blurred the reward is than the returns
 
 
 class ReferenceBooks:
@@ -132,6 +169,9 @@ class ReferenceBooks:
         self.holder_value = own.initial_cash
         self.curve = [own.initial_cash]  # equity at every close of the episode
         self.moments = (0.0, 1.0)  # of returns in units of the market's deviation
+        # Was a decision of this episode so close that rounding to 24 bits could have made it another?
+        self.close_call = False
+        self.blur = 1.0  # of the reward, for the same reason
 
     def step(self, action: Sequence[float] | int) -> Outcome:
         """Decide at the close of this bar, fill what is due in the next one, mark at the next one's close."""
@@ -141,18 +181,31 @@ class ReferenceBooks:
         due = self.queue.pop(0)
         self.tick += 1
         self.steps += 1
-        fees, values = self._fill(due)
+        fees, values = self._fill_on_loan(due) if own.loan.granted else self._fill(due)
+        cost = sum(fees)
 
         marks = [asset.mark(self.tick) for asset in own.assets]
+        size = abs(self.cash) + sum(abs(s) * m for s, m in zip(self.shares, marks, strict=True))
+        # Of so small a trade, or of what it would leave, there may be none elsewhere.
+        self.close_call |= any(0 < value < CLOSE * size for value in values)
+        forced = False
+        if own.loan.granted:
+            cost += self._pay_for_the_loan(marks)
+            if forced := self._too_little_left(marks, size):
+                cost += self._close_all(marks, values)
         equity = self.cash + sum(s * m for s, m in zip(self.shares, marks, strict=True))
         holder = sum(u * m for u, m in zip(self.holder_units, marks, strict=True))
         self.curve.append(equity)
+        # What is left where nearly all was owed is a difference, too blurred to divide by.
+        self.close_call |= equity < 0.01 * size
         reward = 0.0
         for term, weight in own.reward.items():
             reward += weight * self._reward(term, holder, values, marks)
         self.equity, self.holder_value = equity, holder
 
-        terminated = equity <= own.ruin * own.initial_cash
+        ruin = own.ruin * own.initial_cash
+        self._closely(equity - ruin, size)
+        terminated = equity <= ruin or forced
         out_of_bars = self.tick == self.stop - 1
         out_of_time = own.episode_length is not None and self.steps == own.episode_length
         return Outcome(
@@ -160,7 +213,7 @@ class ReferenceBooks:
             terminated=terminated,
             truncated=(out_of_bars or out_of_time) and not terminated,
             equity=equity,
-            fees=sum(fees),
+            fees=cost,
             traded_value=values,
             cash=self.cash,
             shares=list(self.shares),
@@ -169,7 +222,34 @@ class ReferenceBooks:
             vector=self._vector(marks, equity),
             tick=self.tick,
             orders=decided,
+            forced=forced,
+            size=size,
+            blur=self.blur,
         )
+
+    # ------------------------------------------------------------------------------- what 24 bits could change
+
+    def _closely(self, margin: float, size: float) -> None:
+        if abs(margin) < CLOSE * size:
+            self.close_call = True
+
+    def _round(self, quantity: float, i: int, price: float, whole: bool = False) -> float:
+        """`quantity` on the increments of asset i; whole: it is a position, which is on them already."""
+        step = self.setup.assets[i].rule.increment
+        blur = CLOSE * self._size() / price if price > 0 else 0.0
+        if not whole and step > blur and round_down(quantity + blur, step) != round_down(max(quantity - blur, 0), step):
+            self.close_call = True
+        return round_down(quantity, step)
+
+    def _reaches(self, quantity: float, price: float, i: int) -> bool:
+        rule = self.setup.assets[i].rule
+        if quantity > 0:
+            self._closely(quantity * price - rule.min_notional, self._size())
+        return reaches_minima(quantity, price, rule)
+
+    def _size(self) -> float:
+        worth = sum(abs(s) * a.mark(self.tick) for s, a in zip(self.shares, self.setup.assets, strict=True))
+        return max(abs(self.cash) + worth, self.setup.initial_cash)
 
     def _reward(self, term: str, holder: float, traded: Sequence[float], marks: Sequence[float]) -> float:
         """What one term pays for the bar that ends with the last equity of the curve."""
@@ -189,6 +269,8 @@ class ReferenceBooks:
         assert term == "differential_sharpe"
         first, second = self.moments
         r = scale * (after / before - 1)
+        # The variance is what is left of two moments: so much more blurred than they are.
+        self.blur = max(second / max(second - first**2, 0.01), 1.0) ** 1.5
         slope = second * (r - first) - first * (r**2 - second) / 2
         self.moments = (first + 0.01 * (r - first), second + 0.01 * (r**2 - second))
         return slope / max(second - first**2, 0.01) ** 1.5
@@ -199,88 +281,235 @@ class ReferenceBooks:
         marks = [asset.mark(self.tick) for asset in own.assets]
         judged = [asset.judged(self.tick, own.warm_up) for asset in own.assets]
         clipped = [] if own.scheme == "regimes" else [min(max(float(a), -1.0), 1.0) for a in action]
-        frozen = sum(s * m for s, m, can in zip(self.shares, marks, judged, strict=True) if not can)
+        loan = own.loan
+        if loan.granted:
+            blocked = sum(abs(s) * m for s, m, can in zip(self.shares, marks, judged, strict=True) if not can)
+            free = max(self.equity - blocked / loan.leverage, 0.0)
+        else:
+            free = self.equity - sum(s * m for s, m, can in zip(self.shares, marks, judged, strict=True) if not can)
         wanted = [0.0 for _ in own.assets]
         if own.scheme == "trades":
             for i in range(len(own.assets)):
                 if judged[i]:
                     wanted[i] = clipped[i] * own.max_trade * self.equity / marks[i]
         elif own.scheme == "signal_size":
-            fraction = (clipped[1] + 1) / 2
-            if judged[0] and clipped[0] > own.threshold:
-                wanted[0] = fraction * self.cash / marks[0]
-            elif judged[0] and clipped[0] < -own.threshold:
-                wanted[0] = -fraction * self.shares[0]
+            if judged[0] and abs(clipped[0]) > own.threshold:
+                wanted[0] = self._signal(clipped[0] > 0, (clipped[1] + 1) / 2, marks[0])
         elif own.scheme == "regimes":
             target = regime(int(action), own.assets, self.tick, judged)
             for i in range(len(own.assets)):
                 if judged[i] and target is not None:
-                    wanted[i] = target[i] * (self.equity - frozen) / marks[i] - self.shares[i]
+                    wanted[i] = target[i] * free / marks[i] - self.shares[i]
         else:
             # Only what can be judged, and cash, share the softmax; what cannot be judged is left alone.
-            score = [math.exp(own.sharpness * a) for a in clipped]
-            total = score[-1] + sum(s for s, can in zip(score[:-1], judged, strict=True) if can)
+            up = [math.exp(own.sharpness * a) if can else 0.0 for a, can in zip(clipped, [*judged, True], strict=True)]
+            down = [1 / u if u and loan.shorting else 0.0 for u in up[:-1]]
+            total = sum(up) + sum(down)
             for i in range(len(own.assets)):
                 if judged[i]:
-                    target = score[i] / total * (self.equity - frozen) / marks[i]
-                    wanted[i] = target - self.shares[i]
+                    wanted[i] = loan.leverage * (up[i] - down[i]) / total * free / marks[i] - self.shares[i]
         orders = []
-        for i, asset in enumerate(own.assets):
-            size = abs(wanted[i])
-            if wanted[i] < 0:
-                size = min(size, self.shares[i])
-            size = round_down(size, asset.rule.increment)
-            if not judged[i] or not reaches_minima(size, marks[i], asset.rule):
-                size = 0.0
-            orders.append(size if wanted[i] > 0 else -size)
+        for i in range(len(own.assets)):
+            orders.append(self._order(wanted[i], i, marks[i]) if judged[i] else 0.0)
+        if loan.granted:
+            return self._within_limit(orders, marks, None)
         # Nobody orders more than the cash and the proceeds of their sells would pay for, at the marks.
         spendable = self.cash + sum(-q * m for q, m in zip(orders, marks, strict=True) if q < 0)
         bill = sum(q * m for q, m in zip(orders, marks, strict=True) if q > 0)
         if bill > spendable:
-            for i, asset in enumerate(own.assets):
+            for i in range(len(own.assets)):
                 if orders[i] > 0:
-                    less = round_down(orders[i] * (spendable / bill), asset.rule.increment)
-                    orders[i] = less if reaches_minima(less, marks[i], asset.rule) else 0.0
+                    less = self._round(orders[i] * (spendable / bill), i, marks[i])
+                    orders[i] = less if self._reaches(less, marks[i], i) else 0.0
         return orders
+
+    def _signal(self, up: bool, part: float, mark: float) -> float:
+        """Units of the only asset that a direction and a size ask for."""
+        loan, held = self.setup.loan, self.shares[0]
+        if not loan.granted:
+            return part * self.cash / mark if up else -part * held
+        room = max(loan.leverage * self.equity - abs(held) * mark, 0.0)
+        real = self._reaches(abs(held), mark, 0)
+        if up:
+            return -part * held if held < 0 and real else part * room / mark
+        if held > 0 and real:
+            return -part * held
+        return -part * room / mark if loan.shorting else 0.0
+
+    def _order(self, wanted: float, i: int, mark: float) -> float:
+        """The signed quantity the venue is asked for."""
+        own, held = self.setup, self.shares[i]
+        size, whole = abs(wanted), False
+        if wanted < 0 and not own.loan.shorting:
+            size = min(size, held)
+            whole = size == held
+            if own.costs.fee_in == "received":
+                self._closely((held - size - own.assets[i].rule.increment) * mark, self._size())
+                whole = held - size < self._nothing(i)
+        exact = whole and own.costs.fee_in == "received"
+        size = held if exact else self._round(size, i, mark, whole)
+        if not self._reaches(size, mark, i):
+            return 0.0
+        return size if wanted > 0 else -size
+
+    def _nothing(self, i: int) -> float:
+        """Units of asset i under which what a trade leaves of a position goes with it."""
+        part = 1 - 1e-9 if self.setup.costs.fee_in == "received" else 0.5
+        return max(part * self.setup.assets[i].rule.increment, 64 * sys.float_info.epsilon * abs(self.shares[i]))
+
+    def _within_limit(
+        self, orders: Sequence[float], prices: Sequence[float], fees: Sequence[float] | None
+    ) -> list[float]:
+        """Orders on a loan: gross exposure at most leverage times the equity that costs leave."""
+        limit, n = self.setup.loan.leverage, len(orders)
+        closing = [min(abs(q), abs(s)) if q * s < 0 else 0.0 for q, s in zip(orders, self.shares, strict=True)]
+        opening = [abs(q) - c for q, c in zip(orders, closing, strict=True)]
+        worth = self.cash + sum(s * p for s, p in zip(self.shares, prices, strict=True))
+        # The fees of an order that closes and opens are shared by its parts.
+        spent = [0.0] * n if fees is None else fees
+        for_openings = [f * o / abs(q) if q else 0.0 for f, o, q in zip(spent, opening, orders, strict=True)]
+        room = limit * (worth - (sum(spent) - sum(for_openings)))
+        room -= sum((abs(s) - c) * p for s, c, p in zip(self.shares, closing, prices, strict=True))
+        bill = sum(o * p for o, p in zip(opening, prices, strict=True)) + limit * sum(for_openings)
+        if bill <= room or bill == 0:
+            return list(orders)
+        share = max(room, 0.0) / bill
+        kept = []
+        for i in range(n):
+            size = abs(orders[i])
+            if opening[i] > 0:
+                size = self._round(closing[i] + opening[i] * share, i, prices[i])
+                if not self._reaches(size, prices[i], i):
+                    size = 0.0 if fees is None else closing[i]
+            kept.append(math.copysign(size, orders[i]))
+        return kept
+
+    def _prices(self) -> tuple[list[float], list[bool]]:
+        """What an asset is worth in the filling bar, and whether an order can fill there."""
+        found = [asset.fill_price(self.tick, self.setup.fill_at) for asset in self.setup.assets]
+        marks = [asset.mark(self.tick) for asset in self.setup.assets]
+        return [m if p is None else p for p, m in zip(found, marks, strict=True)], [p is not None for p in found]
+
+    def _draws(self) -> list[float]:
+        own = self.setup
+        return [uniform(own.slippage_seed, a.symbol, own.clock[self.tick]) for a in own.assets]
+
+    def _capped(self, orders: Sequence[float], able: Sequence[bool]) -> list[float]:
+        """What the bar lets through of each order."""
+        part = self.setup.costs.participation
+        kept = []
+        for i, asset in enumerate(self.setup.assets):
+            most = math.inf if part is None else round_down(part * asset.volume(self.tick), asset.rule.increment)
+            kept.append(math.copysign(min(abs(orders[i]), most), orders[i]) if able[i] else 0.0)
+        return kept
+
+    def _fill_on_loan(self, orders: Sequence[float]) -> tuple[list[float], list[float]]:
+        """All orders together, within the limit. Returns fees and values by asset."""
+        own, n = self.setup, len(self.setup.assets)
+        prices, able = self._prices()
+        draws, orders = self._draws(), self._capped(orders, able)
+        if not own.loan.shorting:
+            orders = [max(q, -s) for q, s in zip(orders, self.shares, strict=True)]
+        worth = self._portfolio(prices)
+
+        def cost(i: int, quantity: float) -> float:
+            return own.costs.of(quantity * prices[i], draws[i], worth, own.assets[i].volume(self.tick) * prices[i])
+
+        traded = self._within_limit(orders, prices, [cost(i, abs(q)) for i, q in enumerate(orders)])
+        fees, values = [0.0] * n, [0.0] * n
+        for i in range(n):
+            before, quantity = self.shares[i], traded[i]
+            if quantity and abs(before + quantity) < self._nothing(i):
+                quantity = -before
+            values[i] = abs(quantity) * prices[i]
+            fees[i] = cost(i, abs(quantity))
+            self.cash -= quantity * prices[i] + fees[i]
+            after = self.shares[i] = before + quantity
+            if after == 0:
+                self.entry[i] = 0.0
+            elif after * before < 0 or (before == 0 and quantity):
+                self.entry[i] = prices[i]
+            elif quantity * before > 0:
+                self.entry[i] = (self.entry[i] * abs(before) + values[i]) / abs(after)
+            self.idle[i] = 0 if quantity else self.idle[i] + 1
+        return fees, values
+
+    def _portfolio(self, prices: Sequence[float]) -> float:
+        """Equity, or what is held and owed where that is more."""
+        value = [s * p for s, p in zip(self.shares, prices, strict=True)]
+        return max(self.cash + sum(value), sum(abs(v) for v in value))
+
+    def _pay_for_the_loan(self, marks: Sequence[float]) -> float:
+        loan = self.setup.loan
+        short = sum(-s * m for s, m in zip(self.shares, marks, strict=True) if s < 0)
+        due = (loan.borrow_bps * short + loan.interest_bps * max(-self.cash, 0.0)) / 10_000 / loan.bars_per_year
+        self.cash -= due
+        return due
+
+    def _too_little_left(self, marks: Sequence[float], size: float) -> bool:
+        loan, value = self.setup.loan, [s * m for s, m in zip(self.shares, marks, strict=True)]
+        needed = sum(loan.keep_long * v if v > 0 else loan.keep_short * -v for v in value)
+        left = self.cash + sum(value)
+        self._closely(left - needed, size)
+        return left < needed
+
+    def _close_all(self, marks: Sequence[float], values: list[float]) -> float:
+        """Close every position at the marks, whatever it costs; adds to `values`, returns the costs."""
+        own, draws, worth, total = self.setup, self._draws(), self._portfolio(marks), 0.0
+        for i, asset in enumerate(own.assets):
+            size = abs(self.shares[i]) * marks[i]
+            fee = own.costs.of(size, draws[i], worth, asset.volume(self.tick) * marks[i])
+            self.cash += self.shares[i] * marks[i] - fee
+            if self.shares[i]:
+                self.idle[i] = 0
+            self.shares[i] = self.entry[i] = 0.0
+            values[i] += size
+            total += fee
+        return total
 
     def _fill(self, orders: Sequence[float]) -> tuple[list[float], list[float]]:
         """Sells first, then buys out of the cash there is then. Returns fees and values by asset."""
         own, n = self.setup, len(self.setup.assets)
-        prices = [asset.fill_price(self.tick, own.fill_at) for asset in own.assets]
-        draws = [uniform(own.slippage_seed, a.symbol, own.clock[self.tick]) for a in own.assets]
-        worth = self.cash
-        for i, asset in enumerate(own.assets):
-            worth += self.shares[i] * (asset.mark(self.tick) if prices[i] is None else prices[i])
+        prices, able = self._prices()
+        draws, orders = self._draws(), self._capped(orders, able)
+        worth = self.cash + sum(s * p for s, p in zip(self.shares, prices, strict=True))
         fees, values = [0.0] * n, [0.0] * n
 
+        def cost(i: int, quantity: float) -> float:
+            return own.costs.of(quantity * prices[i], draws[i], worth, own.assets[i].volume(self.tick) * prices[i])
+
         for i in range(n):
-            if prices[i] is None or orders[i] >= 0:
+            if orders[i] >= 0:
                 continue
             quantity = min(-orders[i], self.shares[i])
-            rounding = max(0.5 * own.assets[i].rule.increment, 64 * sys.float_info.epsilon * self.shares[i])
-            if self.shares[i] - quantity < rounding:
+            if own.costs.fee_in == "received":
+                edge = self.shares[i] - quantity - own.assets[i].rule.increment
+                self._closely(edge * prices[i], self._size())
+            if self.shares[i] - quantity < self._nothing(i):
                 quantity = self.shares[i]  # what would stay is no position: there is no half increment
             values[i] = quantity * prices[i]
-            fees[i] = own.costs.of(values[i], draws[i], worth)
+            fees[i] = cost(i, quantity)
             self.cash += values[i] - fees[i]
             self.shares[i] -= quantity
 
-        buys = {i: orders[i] for i in range(n) if prices[i] is not None and orders[i] > 0}
-        bill = sum(q * prices[i] + own.costs.of(q * prices[i], draws[i], worth) for i, q in buys.items())
+        # The venue keeps a part of what is bought: that part of the costs is not paid in currency.
+        kept = own.costs.in_units()
+        buys = {i: q for i, q in enumerate(orders) if q > 0}
+        bill = sum(q * prices[i] * (1 - kept) + cost(i, q) for i, q in buys.items())
         if bill > self.cash:
             share = self.cash / bill
             for i, quantity in buys.items():
-                rule = own.assets[i].rule
-                less = round_down(quantity * share, rule.increment)
-                buys[i] = less if reaches_minima(less, prices[i], rule) else 0.0
+                less = self._round(quantity * share, i, prices[i])
+                buys[i] = less if self._reaches(less, prices[i], i) else 0.0
         for i, quantity in buys.items():
             if quantity == 0:
                 continue
-            values[i] = quantity * prices[i]
-            fees[i] = own.costs.of(values[i], draws[i], worth)
-            self.cash -= values[i] + fees[i]
+            fees[i] = cost(i, quantity)
+            self.cash -= quantity * prices[i] * (1 - kept) + fees[i]
+            credited = quantity * (1 - kept)
+            values[i] = credited * prices[i]
             paid = self.entry[i] * self.shares[i] + values[i]
-            self.shares[i] += quantity
+            self.shares[i] += credited
             self.entry[i] = paid / self.shares[i]
         self.cash = max(self.cash, 0.0)
 
@@ -292,11 +521,13 @@ class ReferenceBooks:
 
     def _vector(self, marks: Sequence[float], equity: float) -> list[float]:
         """Cash share, weights, unrealised profits within +-1, log1p(idle) / 5."""
-        worth = max(equity, 1e-12)
-        gains = [
-            min(max(m / e - 1, -1.0), 1.0) if s * m > 1e-6 * worth else 0.0
-            for s, m, e in zip(self.shares, marks, self.entry, strict=True)
-        ]
+        worth = max(abs(equity), 1e-12)
+        gains = []
+        for s, m, e in zip(self.shares, marks, self.entry, strict=True):
+            if abs(s) * m <= 1e-6 * worth:
+                gains.append(0.0)
+            else:  # what is short gains what its price loses
+                gains.append(min(max((m - e) / e if s > 0 else (e - m) / e, -1.0), 1.0))
         weights = [s * m / worth for s, m in zip(self.shares, marks, strict=True)]
         return [self.cash / worth, *weights, *gains, *(math.log1p(i) / 5 for i in self.idle)]
 

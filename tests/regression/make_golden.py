@@ -96,6 +96,14 @@ CASES: dict[str, Case] = {
         {"action": "trades", "max_trade": 0.5, "features": ("return_5",), "initial_cash": 3_000.0,
          "commission_bps": 5.0}, whole_shares=True,
     ),
+    "stocks_long_and_short": Case(
+        "synthetic", {"seed": 6, "options": {"kind": "momentum", "n_bars": 1_200, "n_assets": 3, "timeframe": "1d",
+                                             "asset_class": "stock"}},
+        tilt,
+        {"action": "weights", "sharpness": 1.0, "features": ("return_5", "return_1"), "commission_bps": 1.0,
+         "margin": 2.0, "shorting": True, "borrow_bps": 300.0, "margin_rate_bps": 600.0, "participation": 0.05,
+         "impact_reference": "volume"},
+    ),
     "crypto_take_profit_lag_3": Case(
         "synthetic", {"seed": 4, "options": {"kind": "regimes", "n_bars": 1_200, "n_assets": 4}}, take_profit,
         {"action": "trades", "max_trade": 0.125, "features": ("return_1",), "lookback": 4, "decision_lag": 3,

@@ -65,7 +65,7 @@ def environment(market: Market, plan: Plan, scheme: str) -> MarketVecEnv:
         market, 1, segments=[(0, market.n_bars)], random_start=False, episode_length=None, action=scheme,
         max_trade=1.0 if scheme == "trades" else None, initial_cash=CASH, ruin=0.0, decision_lag=plan.lag,
         fill_at=plan.fill_at, commission_bps=plan.commission_bps, spread_bps=0.0, slippage_bps=0.0,
-        impact_coef=0.0, rules=rules, features=("return_1",),
+        impact_coef=0.0, fee_in="quote", rules=rules, features=("return_1",),
     )  # fmt: skip
 
 

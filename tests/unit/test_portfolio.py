@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 
-from environments.actions import TargetWeights, Trades, build_scheme
+from environments.actions import TargetWeights, Trades, build_scheme, to_orders
+from environments.data.source import load_bars
 from environments.errors import InputError
 from environments.frictions import Frictions, slippage_table
+from environments.market import Market
+from environments.market_env import MarketVecEnv
 from environments.observation import account_vector
 from environments.portfolio import Account, Fills, equity, floor_to, match, open_account, settle
 from environments.rewards import excess, log_return, reward_term
-from environments.rules import AssetRule, RuleBook, RuleTensors, base_of, default_rule
+from environments.rules import WHOLE, AssetRule, RuleBook, RuleTensors, base_of, default_rule
 
 FREE = Frictions(0.0, 0.0, 0.0, 0.0)
 
@@ -239,6 +242,100 @@ def test_settle_takes_any_fills():
     """What a broker reports is booked the same way: 2 bought for 21 with a fee of 0.5."""
     after = settle(open_account(f64(100.0), 1), Fills(f64([2.0]), f64([21.0]), f64([0.5])))
     assert (after.cash.item(), after.shares.item(), after.entry.item()) == (78.5, 2.0, 10.5)
+
+
+# ------------------------------------------------------------------------ fees in units, volume, precision
+
+
+def test_a_fee_taken_from_what_is_bought():
+    """0.1 at 30,000 with 25 bps leaves 0.09975 for 3,000 of cash; sold at 40,000 it brings 3,990 less 9.975."""
+    costs = Frictions(25.0, 0.0, 0.0, 0.0, fee_in="received")
+    rule = rules((1e-4, 1e-4, 10.0))._replace(remnant=WHOLE)
+    account, fills = trade(open_account(f64(5_000.0), 1), [[0.1]], [[30_000.0]], rule, costs)
+    assert account.shares.item() == pytest.approx(0.09975, rel=1e-14)
+    assert account.cash.item() == pytest.approx(2_000.0, rel=1e-14) and account.entry.item() == pytest.approx(30_000.0)
+    assert (fills.fees.item(), fills.value.item()) == pytest.approx((7.5, 2_992.5), rel=1e-12)
+    # All that is held is ordered and sold, though it is no multiple of the increment.
+    mark, able = f64([40_000.0]), torch.tensor([[True]])
+    orders = Trades(1.0).orders(-torch.ones(1, 1), account, equity(account, mark), mark, able, rule)
+    assert orders.item() == -account.shares.item()
+    account, fills = trade(account, orders.tolist(), [[40_000.0]], rule, costs)
+    assert account.shares.item() == 0.0 == account.entry.item()
+    assert account.cash.item() == pytest.approx(2_000 + 3_990 - 9.975, rel=1e-12)
+
+
+def test_all_of_the_cash_buys_more_where_the_fee_is_no_cash():
+    """1,000 buys 1,000 worth; 2 % of spread is still paid in cash: 1,000 / 1.02."""
+    rule = rules((1e-9, 1e-9, 1.0))._replace(remnant=WHOLE)
+    received = Frictions(100.0, 0.0, 0.0, 0.0, fee_in="received")
+    account, _ = trade(open_account(f64(1_000.0), 1), [[200.0]], [[10.0]], rule, received)
+    assert account.shares.item() == pytest.approx(99.0, rel=1e-9) and account.cash.item() == pytest.approx(0, abs=1e-6)
+    spread = Frictions(100.0, 200.0, 0.0, 0.0, fee_in="received")
+    account, fills = trade(open_account(f64(1_000.0), 1), [[200.0]], [[10.0]], rule, spread)
+    assert account.shares.item() == pytest.approx(99.0 / 1.02, rel=1e-9)
+    assert fills.fees.item() == pytest.approx(0.03 * 1_000 / 1.02, rel=1e-9)
+
+
+@pytest.mark.parametrize(("wanted", "ordered"), [(-1.2, -1.0), (-98.7, -98.0), (-98.8, -99.75), (-500.0, -99.75)])
+def test_a_sale_leaves_a_whole_increment_or_nothing(wanted, ordered):
+    """99.75 coins of an increment of 1: what leaves more than one is rounded down, what leaves less sells all."""
+    account = Account(f64(0.0), f64([99.75]), f64([1.0]), f64([0.0]))
+    rule = rules((1.0, 1.0, 0.0))._replace(remnant=WHOLE)
+    orders = to_orders(f64([wanted]), account, f64([1.0]), torch.tensor([[True]]), rule)
+    assert orders.item() == pytest.approx(ordered)
+    # A buy is on the increment, and a sub-increment position does not turn one into it.
+    small = Account(f64(50.0), f64([0.3]), f64([1.0]), f64([0.0]))
+    for units, bought in ((0.2, 0.0), (3.7, 3.0)):
+        assert to_orders(f64([units]), small, f64([1.0]), torch.tensor([[True]]), rule).item() == bought
+
+
+def test_an_order_takes_its_part_of_the_volume():
+    """5 % of 500 and of 70 traded, in whole shares: 25 bought, 3 sold, the rest lapses; of no volume, none."""
+    account = Account(f64(1e6), f64([0.0, 90.0, 5.0]), f64([0.0, 10.0, 10.0]), f64([0.0, 0.0, 0.0]))
+    price, able = f64([10.0, 10.0, 10.0]), torch.ones(1, 3, dtype=torch.bool)
+    orders, volume, one = f64([40.0, -60.0, -5.0]), f64([500.0, 70.0, 0.0]), (1.0, 1.0, 0.0)
+    costs = Frictions(0.0, 0.0, 0.0, 0.0, participation=0.05)
+    fills = match(account, orders, price, able, rules(one, one, one), costs, None, volume)
+    assert fills.traded[0].tolist() == [25.0, -3.0, 0.0]
+    with pytest.raises(ValueError, match="volume is needed"):
+        match(account, orders, price, able, rules(one, one, one), costs, None)
+
+
+def test_impact_relative_to_the_volume():
+    """2,000 of a bar that traded 50,000: 0.1 * sqrt(0.04) = 2 %; more than the bar traded counts as all of it."""
+    costs = Frictions(0.0, 0.0, 0.0, 0.1, "volume")
+    price, able = f64([20.0]), torch.tensor([[True]])
+    for volume, share in ((2_500.0, 0.02), (100.0, 0.1), (50.0, 0.1)):
+        fills = match(open_account(f64(1e9), 1), f64([100.0]), price, able, rules(FINE), costs, None, f64([volume]))
+        assert fills.fees.item() == pytest.approx(2_000 * share, rel=1e-12)
+
+
+def test_friction_choices_are_checked():
+    for wrong in ({"impact_reference": "market"}, {"participation": 0.0}, {"participation": 1.5}, {"fee_in": "coins"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Frictions(**wrong)
+    assert Frictions.for_venue("crypto").fee_in == "received" and Frictions.for_venue("stock").fee_in == "quote"
+    assert Frictions.for_venue("crypto", fee_in="quote").fee_in == "quote"
+
+
+def test_single_precision_counts_increments():
+    """0.3 / 0.1 is 3.0000002 there, and 123.4 / 0.1 is below 1,234: both are on the increment."""
+    step = torch.tensor(0.1)
+    for units in (0.3, 0.7, 123.4, 2_345.6):
+        assert floor_to(torch.tensor(units), step).item() == pytest.approx(units, rel=1e-6)
+    assert floor_to(torch.tensor(0.29), step).item() == pytest.approx(0.2, rel=1e-6)
+
+
+def test_a_market_in_single_precision():
+    bars = load_bars("synthetic", options={"kind": "gbm", "n_bars": 120, "n_assets": 2}, seed=1)
+    market = Market.from_bars(bars, dtype=torch.float32)
+    assert {market.open.dtype, market.mark.dtype, market.volume.dtype} == {torch.float32}
+    env = MarketVecEnv(market, 4, features=("return_1",))
+    step = env.step(torch.ones(4, 2))
+    assert env.equity.dtype == env.account.shares.dtype == torch.float32 and step.reward.isfinite().all()
+    assert Market.from_bars(bars).dtype == torch.float64
+    with pytest.raises(InputError, match="dtype=torch.float16"):
+        Market.from_bars(bars, dtype=torch.float16)
 
 
 # ------------------------------------------------------------------------------------------------ actions

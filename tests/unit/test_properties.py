@@ -28,6 +28,18 @@ options = st.fixed_dictionaries(
         "commission_bps": st.sampled_from([0.0, 25.0]),
     }
 )
+fills = st.fixed_dictionaries(
+    {
+        "fee_in": st.sampled_from(["quote", "received"]),
+        "participation": st.sampled_from([None, 0.001]),
+        "impact_reference": st.sampled_from(["portfolio", "volume"]),
+    }
+)
+loans = st.builds(
+    lambda kind, rate: {**kind, "borrow_bps": rate, "margin_rate_bps": rate},
+    kind=st.sampled_from([{"margin": 2.0}, {"shorting": True}, {"margin": 4.0, "shorting": True}]),
+    rate=st.sampled_from([0.0, 5_000.0]),
+)
 seeds = st.integers(0, 2**32)
 EPSILON = torch.finfo(torch.float64).eps
 INCREMENTS = (1e-9, 0.01, 1.0)
@@ -53,13 +65,14 @@ def actions_of(env: MarketVecEnv, steps: int, seed: int) -> torch.Tensor:
 
 
 @quick
-@given(seed=seeds, options=options)
-def test_value_is_conserved_and_nothing_is_overdrawn(seed, options, make_market, random_bars):
+@given(seed=seeds, options=options, fills=fills)
+def test_value_is_conserved_and_nothing_is_overdrawn(seed, options, fills, make_market, random_bars):
     """Cash and shares at the fill prices: after = before - fees. Cash and positions never below zero."""
     market = make_market(some_bars(random_bars, seed))
-    env = MarketVecEnv(market, 6, rules=RuleBook("crypto", RULES), features=("return_1",), ruin=0.0, **options)
+    env = MarketVecEnv(market, 6, rules=RuleBook("crypto", RULES), features=("return_1",), ruin=0.0, **options, **fills)
     quote = market.open if options["fill_at"] == "open" else market.close
     increments = torch.tensor(INCREMENTS, dtype=torch.float64)
+    credited = 1 - options["commission_bps"] * 1e-4 if fills["fee_in"] == "received" else 1.0
     peak = torch.zeros(6, 3, dtype=torch.float64)
     for action in actions_of(env, 120, seed):
         bar = env.bar + 1
@@ -72,14 +85,63 @@ def test_value_is_conserved_and_nothing_is_overdrawn(seed, options, make_market,
         assert (env.fees >= 0).all() and (env.account.cash >= 0).all() and (env.last_shares >= 0).all()
         cash_left = env.last_equity - (env.last_shares * market.mark[bar]).sum(-1)
         assert (cash_left >= -1e-9 * env.last_equity.abs() - 1e-9).all()
-        # Off the grid only by the rounding of the largest position it was ever part of.
+        # Off the grid only by the rounding of the largest position it was ever part of; where the venue keeps a part
+        # of what is bought, what was ordered is on it, and no sale leaves less than an increment.
         peak = torch.maximum(peak, env.last_shares)
-        off = env.last_shares - (env.last_shares / increments).round() * increments
+        moved = env.last_shares - shares
+        units = env.last_shares if credited == 1 else (moved / credited).clamp(min=0)
+        off = units - (units / increments).round() * increments
         assert (off.abs() <= 1e-9 * increments + 64 * EPSILON * peak).all()
-        moved = (env.last_shares - shares).abs()
-        assert torch.allclose(moved * price, env.traded_value, rtol=1e-9, atol=1e-6)
+        sold = (moved < 0) & (env.last_shares > 0)
+        assert (env.last_shares >= (1 - 1e-6) * increments - 64 * EPSILON * peak)[sold].all()
+        assert torch.allclose(moved.abs() * price, env.traded_value, rtol=1e-9, atol=1e-6)
         assert (moved[~market.tradable[bar]] == 0).all()
+        if fills["participation"]:
+            most = fills["participation"] * market.volume[bar].nan_to_num()
+            assert (moved.abs() <= most + increments).all()
         assert step.reward.isfinite().all()
+
+
+@quick
+@given(seed=seeds, options=options, fills=fills, loan=loans)
+def test_value_is_conserved_on_margin(seed, options, fills, loan, make_market, random_bars):
+    """The same with shorts, debts and forced closes; what opens a position stays within the limit, costs included."""
+    market = make_market(some_bars(random_bars, seed), asset_class="stock")
+    fills = {**fills, "fee_in": "quote"}
+    own = RuleBook("stock", RULES)
+    env = MarketVecEnv(market, 6, rules=own, features=("return_1",), ruin=0.0, **options, **fills, **loan)
+    quote = market.open if options["fill_at"] == "open" else market.close
+    increments, terms = torch.tensor(INCREMENTS, dtype=torch.float64), env.margin
+    peak, short, owing = torch.zeros(6, 3, dtype=torch.float64), 0, 0
+    for action in actions_of(env, 120, seed):
+        bar = env.bar + 1
+        cash, shares = env.account.cash.clone(), env.account.shares.clone()
+        step = env.step(action)
+        mark = market.mark[bar]
+        price = torch.where(quote[bar].isnan() | ~market.tradable[bar], mark, quote[bar])
+        before = cash + (shares * price).sum(-1)
+        after = env.last_equity + (env.last_shares * (price - mark)).sum(-1)
+        held, moved = env.last_shares, env.last_shares - shares
+        value = held * mark
+        closed = step.terminated  # by force, or with nothing left (ruin=0)
+        assert not held[closed & (env.last_equity > 0)].any()
+        assert torch.allclose(before[~closed], (after + env.fees)[~closed], rtol=1e-10, atol=1e-6)
+        least = terms.maintenance_margin * value.clamp(min=0).sum(-1)
+        least -= terms.maintenance_margin_short * value.clamp(max=0).sum(-1)
+        assert (env.last_equity >= least - 1e-9 * value.abs().sum(-1))[~closed].all()
+        opened = (held.abs() > shares.abs()).any(-1) | (held * shares < 0).any(-1)
+        if not loan["borrow_bps"]:  # nor interest: the costs are those of the fills
+            gross = (held.abs() * price).sum(-1)
+            assert (gross <= terms.margin * after * (1 + 1e-9) + 1e-6)[opened & ~closed].all()
+        assert terms.shorting or (held >= -1e-12).all()
+        peak = torch.maximum(peak, held.abs())
+        off = held - (held / increments).round() * increments
+        assert (off.abs() <= 1e-9 * increments + 64 * EPSILON * peak).all()
+        assert (moved[~market.tradable[bar] & ~closed.unsqueeze(-1)] == 0).all()
+        assert step.reward.isfinite().all() and step.final_observation.state.isfinite().all()
+        short, owing = short + int((held < 0).sum()), owing + int((env.account.cash < 0).sum())
+    assert not terms.shorting or short > 0
+    assert terms.margin == 1 or terms.shorting or options["action"] != "weights" or owing > 0
 
 
 @quick

@@ -47,7 +47,7 @@ def make_env(market):
     def make(n_envs: int = 1, **overrides) -> MarketVecEnv:
         options = {"commission_bps": 40.0, "slippage_bps": 5.0, **overrides}
         return MarketVecEnv(
-            market, n_envs, random_start=False, episode_length=None, spread_bps=0.0, impact_coef=0.0,
+            market, n_envs, random_start=False, episode_length=None, spread_bps=0.0, impact_coef=0.0, fee_in="quote",
             features=("return_1",), max_trade=1.0, rules=RuleBook("crypto", {"S0": AssetRule(1e-9, 0.0, 1.0)}),
             **options,
         )  # fmt: skip
