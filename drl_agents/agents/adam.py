@@ -29,17 +29,18 @@ class FlatAdam:
         self.count = torch.zeros(parameters.values.shape[0], 1, device=parameters.values.device)
 
     @torch.no_grad()
-    def step(self, learning_rate: Tensor, max_grad_norm: Tensor, active: Tensor) -> Tensor:
-        """One update from the accumulated gradients.
+    def step(self, grad: Tensor, learning_rate: Tensor, max_grad_norm: Tensor, active: Tensor) -> Tensor:
+        """One update.
 
         Args:
+            grad: (P, D) gradients in the order of the flat parameters.
             learning_rate, max_grad_norm: (P, 1).
             active: (P, 1) bool, members that are updated.
 
         Returns:
             (P, 1) gradient norms before clipping.
         """
-        grad, (b1, b2) = self.parameters.grads, self.betas
+        b1, b2 = self.betas
         norm = grad.norm(dim=1, keepdim=True)
         go = active & norm.isfinite()
         # where, not a product: 0 * NaN is NaN.
@@ -61,3 +62,36 @@ class FlatAdam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             getattr(self, name).copy_(value)
+
+
+class LossScale:
+    """Keeps float16 gradients away from zero and infinity: the loss of each member is multiplied, its gradient divided.
+
+    scale: (P,). Halved when a gradient is not finite (that step is skipped), doubled after `growth_interval` steps
+    without one (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
+    """
+
+    growth_interval = 2_000
+
+    def __init__(self, n_members: int, device: torch.device) -> None:
+        self.scale = torch.full((n_members,), 2.0**14, device=device)
+        self.sound = torch.zeros(n_members, device=device)
+
+    @torch.no_grad()
+    def unscale(self, grad: Tensor) -> Tensor:
+        """(P, D) gradients of the loss itself; those that are not finite stay so."""
+        finite = grad.isfinite().all(1)
+        plain = grad / self.scale.unsqueeze(1)
+        self.sound.copy_(torch.where(finite, self.sound + 1, 0.0))
+        grown = self.sound >= self.growth_interval
+        factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
+        self.scale.copy_((self.scale * factor).clamp(1.0, 2.0**24))
+        self.sound.masked_fill_(grown, 0.0)
+        return plain
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale.clone(), "sound": self.sound.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scale.copy_(state["scale"])
+        self.sound.copy_(state["sound"])

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
+from drl_agents.agents.compilation import Compiler
 from drl_agents.networks.distributions import ActionDistribution
 from drl_agents.networks.population import member_generators
 from drl_agents.rollout.buffer import Rollout
 from environments.adapters import GymnasiumVecEnv
 from environments.errors import InputError
-from environments.observation import Observation, build_observation
+from environments.observation import Observation, market_window
 from environments.vec_env import VecEnv
+
+PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class AgentBase(ABC):
@@ -30,14 +34,22 @@ class AgentBase(ABC):
         policy: the network, with its normalisers.
         seeds: one per member.
         device: where the network lives.
+        compiler: what compiles the agent's inner functions.
+
+    Args:
+        amp: precision of matrix products, "off" (float32), "bf16" or "fp16".
+        compile: see `Compiler`.
     """
 
     policy: nn.Module
     distribution: ActionDistribution
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.seeds, self.device = tuple(seeds), device
-        self.noise_generators = list(member_generators(seeds, stream=1))
+    def __init__(self, seeds: Sequence[int], device: torch.device, amp: str = "off", compile: str = "off") -> None:
+        if amp not in PRECISIONS:
+            raise InputError(f"amp={amp!r}: accepted are {', '.join(PRECISIONS)}")
+        self.seeds, self.device, self.amp = tuple(seeds), device, amp
+        self.compiler = Compiler(compile)
+        self.noise_generators = list(member_generators(seeds, stream=1, device=device))
         self._rollout: Rollout | None = None
         self._observation: Observation | None = None
         self._explored: VecEnv | None = None  # the environment that `_observation` is of
@@ -46,6 +58,10 @@ class AgentBase(ABC):
     @property
     def n_members(self) -> int:
         return len(self.seeds)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context matrix products run in."""
+        return torch.autocast(self.device.type, PRECISIONS[self.amp], enabled=self.amp != "off")
 
     # ----------------------------------------------------------------------------------------- exploring
 
@@ -71,23 +87,74 @@ class AgentBase(ABC):
         if env.n_members != self.n_members:
             raise InputError(f"the environment serves {env.n_members} members, the agent has {self.n_members}")
         rollout = self._buffer(env, horizon_len)
-        p, each = self.n_members, env.n_envs // self.n_members
+        each = env.n_envs // self.n_members
         noise = torch.stack([self.distribution.noise((horizon_len, each), g) for g in self.noise_generators], dim=1)
         noise = noise.to(self.device)
         if self._explored is not env or self._observation is None:
             self._observation, self._explored = env.reset(), env
+        draws = env.draws(horizon_len)
+        compiled = self.compiler.active and env.pure
+        table = self.market_table(env, horizon_len)
+        explore = self.compiler(self._explore) if compiled else self._explore
+        stride = steps_per_call(env.n_envs, horizon_len) if compiled else horizon_len
         observation = self._observation
-        for t in range(horizon_len):
-            rollout.put_observation(t, observation)
-            dense = build_observation(env.rows, observation, env.lookback).view(p, each, -1)
-            action, log_prob = self.act(dense, noise[t])
-            action = action.flatten(0, 1)
-            step = env.step(action)
-            rollout.put_step(t, action, log_prob.flatten(), step)
-            observation = step.observation
+        parts = rollout.parts(stride)
+        own = [None] * len(parts) if draws is None else draws.split(stride)
+        for part, drawn, draw in zip(parts, noise.split(stride), own, strict=True):
+            # The last steps, if they do not fill a call, are not worth another compilation.
+            run = explore if part.horizon_len == stride else self._explore
+            observation = run(env, part, observation, table, drawn, draw)
         rollout.put_observation(horizon_len, observation)
         self._observation = observation
         return rollout
+
+    def _explore(
+        self,
+        env: VecEnv,
+        rollout: Rollout,
+        observation: Observation,
+        table: Tensor | None,
+        noise: Tensor,
+        draws: Tensor | None,
+    ) -> Observation:
+        """As many steps as `noise` (T, P, n, .) has, recorded in `rollout`; returns what is seen after them.
+
+        table: (P, B, W) all bars embedded, or None: bars are embedded as they are seen.
+        """
+        for t in range(noise.shape[0]):
+            rollout.put_observation(t, observation)
+            with self.precision():
+                action, log_prob = self.act(*self.see(env, observation, table), noise[t])
+            action = action.flatten(0, 1)
+            step = env.advance(action, None if draws is None else draws[t])
+            rollout.put_step(t, action, log_prob.flatten(), step)
+            observation = step.observation
+        return observation
+
+    def see(self, env: VecEnv, observation: Observation, table: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(market, state) of `act` for what is observed; table: of `market_table`."""
+        p = self.n_members
+        market = None
+        if observation.bar is not None:
+            bar = observation.bar[:: env.envs_per_clock].view(p, -1)
+            if table is None:
+                market = self.embed(market_window(env.rows, bar, env.lookback))
+            else:
+                market = table[torch.arange(p, device=self.device).unsqueeze(1), bar]
+        return market, observation.state.view(p, -1, env.state_size)
+
+    @torch.no_grad()
+    def market_table(self, env: VecEnv, steps: int) -> Tensor | None:
+        """(P, B, W) every bar of the market embedded, where that is no more work than embedding what `steps` steps see.
+
+        Calls are what small products cost, so twice the bars in one are still the lesser work.
+        """
+        clocks = env.n_envs // self.n_members // env.envs_per_clock
+        if env.rows is None or env.rows.shape[0] > 2 * steps * clocks:
+            return None
+        bars = torch.arange(env.rows.shape[0], device=self.device)
+        with self.precision():
+            return self.embed(market_window(env.rows, bars, env.lookback).expand(self.n_members, -1, -1))
 
     def _buffer(self, env: VecEnv, horizon_len: int) -> Rollout:
         known = self._rollout
@@ -99,9 +166,28 @@ class AgentBase(ABC):
 
     # ------------------------------------------------------------------------------------------ learning
 
+    def embed(self, rows: Tensor) -> Tensor:
+        """What acting needs of market windows (P, m, L * R), NaN where unknown: (P, m, W), a function of the bar alone.
+
+        The default is the windows as they are.
+        """
+        return rows
+
     @abstractmethod
-    def act(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Explore: dense observations (P, n, D) -> actions (P, n, ...), log probabilities (P, n)."""
+    def act(self, market: Tensor | None, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Explore.
+
+        Args:
+            market: (P, m, W) of `embed`, each row serving n / m samples in succession; None outside a market.
+            state: (P, n, K). noise: (P, n, .) of the distribution.
+
+        Returns:
+            actions (P, n, ...), log probabilities (P, n).
+        """
+
+    @abstractmethod
+    def best(self, market: Tensor | None, state: Tensor) -> Tensor:
+        """The actions (P, n, ...) to be judged by; market, state: as for `act`."""
 
     @abstractmethod
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -110,7 +196,8 @@ class AgentBase(ABC):
     @torch.no_grad()
     def decide(self, x: Tensor) -> Tensor:
         """The action to be judged by: dense observations (P, n, D) -> actions (P, n, ...)."""
-        return self.policy.mode(x)
+        with self.precision():
+            return self.policy.mode(x)
 
     # --------------------------------------------------------------------------------------- persistence
 
@@ -137,3 +224,12 @@ class AgentBase(ABC):
         """Let the next rollout, if it is of `env`, begin with what `observation_state` gave."""
         self._observation, self._explored = Observation(state.get("bar"), state["state"]), env
         self._rollout = None
+
+
+def steps_per_call(n_envs: int, steps: int) -> int:
+    """How many of `steps` share one call of a compiled function: small ones cost less than the call.
+
+    A divisor of `steps` where there is one in the upper half of what is worth it.
+    """
+    most = min(4 if n_envs <= 256 else 1, steps)
+    return next((k for k in range(most, most // 2, -1) if steps % k == 0), most)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl_agents.agents.base import AgentBase, steps_per_call
 from drl_agents.evaluation.result import BacktestResult
 from environments.market_env import MarketVecEnv
-from environments.observation import build_observation
+from environments.observation import Observation, build_observation
 
 Decide = Callable[[Tensor], Tensor]
 
@@ -74,19 +75,45 @@ def backtest(env: MarketVecEnv, decide: Decide, names: Sequence[str] | None = No
 
 
 @torch.no_grad()
-def walk_returns(env: MarketVecEnv, decide: Decide) -> list[np.ndarray]:
-    """The simple returns of each environment's walk, (T_i,) float64: `backtest` without its records."""
-    n, p = env.n_envs, env.n_members
+def walk_returns(env: MarketVecEnv, agent: AgentBase) -> list[np.ndarray]:
+    """The simple returns of each environment's walk, (T_i,) float64: `backtest` of an agent without its records.
+
+    The agent's market embedding is computed once for all bars, and its steps are compiled where the agent's are.
+    """
+    n = env.n_envs
     observation = env.reset()
     steps = int((env.stop - env.bar).max()) - 1
     equity = torch.empty(steps + 1, n, dtype=env.market.dtype, device=env.device)
     done = torch.empty(steps, n, dtype=torch.bool, device=env.device)
     equity[0] = env.equity
-    for t in range(steps):
-        dense = build_observation(env.rows, observation, env.lookback).view(p, n // p, -1)
-        step = env.step(decide(dense).flatten(0, 1))
-        observation = step.observation
-        equity[t + 1], done[t] = env.last_equity, step.terminated | step.truncated
+    table, draws = agent.market_table(env, steps), env.draws(1)[0]
+    walk = agent.compiler(_walk) if agent.compiler.active else _walk
+    stride = steps_per_call(n, steps) if agent.compiler.active else steps
+    for first in range(0, steps, stride):
+        own = slice(first, min(first + stride, steps))
+        # The last steps, if they do not fill a call, are not worth another compilation.
+        one = walk if own.stop - first == stride else _walk
+        observation = one(env, agent, observation, table, draws, equity[1:][own], done[own])
     length = done.int().argmax(dim=0).cpu().numpy() + 1
     curve = equity.cpu().numpy()
     return [curve[1 : m + 1, i] / curve[:m, i] - 1 for i, m in enumerate(length)]
+
+
+def _walk(
+    env: MarketVecEnv,
+    agent: AgentBase,
+    observation: Observation,
+    table: Tensor | None,
+    draw: Tensor,
+    equity: Tensor,
+    done: Tensor,
+) -> Observation:
+    """As many steps as `equity` (T, N) and `done` (T, N) have rows, which are written to; what is seen after them."""
+    for t in range(equity.shape[0]):
+        with agent.precision():
+            action = agent.best(*agent.see(env, observation, table))
+        step = env.advance(action.flatten(0, 1), draw)
+        observation = step.observation
+        equity[t].copy_(env.last_equity)
+        done[t].copy_(step.terminated | step.truncated)
+    return observation

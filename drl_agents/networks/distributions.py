@@ -45,7 +45,7 @@ class DiagonalGaussian:
         self.head_size = size
 
     def noise(self, shape, generator):
-        return torch.randn(*shape, self.head_size, generator=generator)
+        return torch.randn(*shape, self.head_size, generator=generator, device=generator.device)
 
     def sample(self, head, log_std, noise):
         action = head + noise * log_std.exp()
@@ -71,7 +71,7 @@ class Categorical:
         self.head_size = size
 
     def noise(self, shape, generator):
-        uniform = torch.rand(*shape, self.head_size, generator=generator)
+        uniform = torch.rand(*shape, self.head_size, generator=generator, device=generator.device)
         return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
 
     def sample(self, head, log_std, noise):

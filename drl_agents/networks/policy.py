@@ -1,7 +1,9 @@
 """ActorCritic: observation -> action distribution and value, for P members at once.
 
-The policy takes dense observations (P, n, L * R + K) and holds its own normalisers: it is the same object in
-training, in a back-test, for a plain Gymnasium observation (no market part, R = 0) and live.
+The policy is a head over (market, account): `embed` turns market windows into the first layer's sums, which depend on
+the bar alone and are computed once per bar; `heads` adds the account's share and runs the rest once per sample. A dense
+observation (P, n, L * R + K) is the case of one bar per sample. The policy holds its own normalisers: it is the same
+object in training, in a back-test, for a plain Gymnasium observation (no market part, R = 0) and live.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from drl_agents.networks.distributions import distribution_for
 from drl_agents.networks.normalizer import FixedNormalizer, RunningNormalizer
-from drl_agents.networks.population import MLP, member_generators
+from drl_agents.networks.population import MLP, affine, member_generators
 from drl_agents.networks.quantile import QuantileNormalizer
 from environments.errors import InputError
 from environments.vec_env import VecEnv
@@ -116,27 +118,69 @@ class ActorCritic(nn.Module):
         elif self.row_normalizer is not None:
             self.row_normalizer.set(*env.normalizer_stats())
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """Dense observations (P, n, D) as the networks read them."""
-        if self.row_normalizer is None:
-            return self.state_normalizer(x)
-        rows, state = x.split([x.shape[-1] - self.spec.state_size, self.spec.state_size], dim=-1)
-        return torch.cat([self.row_normalizer(rows), state], dim=-1)
+    def embed(self, rows: Tensor, *nets: MLP) -> Tensor:
+        """Market windows (P, m, L * R), NaN where unknown -> the market's share of the first layers of `nets` (both
+        unless told), side by side: (P, m, sum of their widths)."""
+        nets = nets or (self.actor, self.critic)
+        size = rows.shape[-1]
+        weight = torch.cat([net.layers[0].weight[:, :size] for net in nets], dim=-1)
+        bias = torch.cat([net.layers[0].bias for net in nets], dim=-1)
+        return affine(self.row_normalizer(rows), weight, bias)
 
-    def sample(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x (P, n, D), noise (P, n, .) -> actions (P, n, ...), log probabilities (P, n)."""
-        return self.distribution.sample(self.actor(self.normalize(x)), self.log_std, noise)
+    def heads(self, market: Tensor | None, state: Tensor, *nets: MLP) -> list[Tensor]:
+        """What each of `nets` (both unless told) makes of embedded bars and accounts.
+
+        Args:
+            market: (P, m, .) of `embed` with the same nets, each row serving n / m samples that follow one another;
+                None outside a market.
+            state: (P, n, K).
+
+        Returns:
+            (P, n, head size) of the actor, (P, n, 1) of the critic.
+        """
+        nets = nets or (self.actor, self.critic)
+        if market is None:
+            state = self.state_normalizer(state)
+            market = torch.cat([net.layers[0].bias for net in nets], dim=-1)
+        elif market.shape[1] != state.shape[1]:
+            market = spread(market, state.shape[1] // market.shape[1])
+        weight = torch.cat([net.layers[0].weight[:, -state.shape[-1] :] for net in nets], dim=-1)
+        first = affine(state, weight, market)
+        return [net.rest(own) for net, own in zip(nets, first.split([net.width for net in nets], dim=-1), strict=True)]
+
+    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Dense observations (P, n, L * R + K) as market windows and states."""
+        if self.row_normalizer is None:
+            return None, x
+        rows, state = x.split([x.shape[-1] - self.spec.state_size, self.spec.state_size], dim=-1)
+        return rows, state
+
+    def dense(self, x: Tensor, *nets: MLP) -> list[Tensor]:
+        """`heads` of dense observations (P, n, L * R + K)."""
+        rows, state = self.split(x)
+        return self.heads(None if rows is None else self.embed(rows, *nets), state, *nets)
 
     def mode(self, x: Tensor) -> Tensor:
         """x (P, n, D) -> the most likely actions (P, n, ...)."""
-        return self.distribution.mode(self.actor(self.normalize(x)))
+        return self.distribution.mode(self.dense(x, self.actor)[0])
 
     def value(self, x: Tensor) -> Tensor:
         """x (P, n, D) -> values (P, n)."""
-        return self.critic(self.normalize(x)).squeeze(-1)
+        return self.dense(x, self.critic)[0].squeeze(-1)
 
     def evaluate(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log probability of `action`, entropy, value), each (P, n)."""
-        normal = self.normalize(x)
-        log_prob, entropy = self.distribution.log_prob_entropy(self.actor(normal), self.log_std, action)
-        return log_prob, entropy, self.critic(normal).squeeze(-1)
+        rows, state = self.split(x)
+        return self(rows, state, action)
+
+    def forward(self, rows: Tensor | None, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`evaluate` of market windows (P, m, L * R), each serving n / m samples that follow one another, and states
+        (P, n, K)."""
+        head, value = self.heads(None if rows is None else self.embed(rows), state)
+        log_prob, entropy = self.distribution.log_prob_entropy(head, self.log_std, action)
+        return log_prob, entropy, value.squeeze(-1)
+
+
+def spread(x: Tensor, times: int) -> Tensor:
+    """(P, m, W) -> (P, m * times, W), every row `times` times in succession."""
+    return x.unsqueeze(2).expand(-1, -1, times, -1).flatten(1, 2)

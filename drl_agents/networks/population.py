@@ -12,8 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from drl_agents.networks.activation import activate
+
 # Parameters and gradients are strided views of one flat tensor, on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+
+_LANES = 16  # float32 numbers in the widest vector register of a CPU
 
 
 class PopulationLinear(nn.Module):
@@ -35,12 +40,22 @@ class PopulationLinear(nn.Module):
             self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.shape[0] == 1 and self.weight.shape[2] == 1 and x.device.type == "cpu":
+        if self.weight.shape[0] == 1 and self.weight.shape[2] == 1 and not torch.compiler.is_compiling():
             # One member with one output is a matrix times a vector, which rounds otherwise than the same member beside
             # others: taken twice, it is rounded as they are, and training alone equals training in a population.
-            twice = torch.baddbmm(self.bias.expand(2, -1, -1), x.expand(2, -1, -1), self.weight.expand(2, -1, -1))
-            return twice[:1]
-        return torch.baddbmm(self.bias, x, self.weight)
+            return affine(x.expand(2, -1, -1), self.weight.expand(2, -1, -1), self.bias.expand(2, -1, -1))[:1]
+        return affine(x, self.weight, self.bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W + b for each of P members: x (P, n, in), weight (P, in, out), bias (P, 1 or n, out)."""
+    if not torch.compiler.is_compiling():
+        return torch.baddbmm(bias.to(weight.dtype), x, weight)
+    n_out = weight.shape[2]
+    if 1 < n_out < _LANES and x.device.type == "cpu":
+        # A product with ten columns takes three times as long as one with sixteen.
+        return torch.bmm(x, nn.functional.pad(weight, (0, _LANES - n_out)))[..., :n_out] + bias
+    return torch.bmm(x, weight) + bias  # the sum is fused with what comes next
 
 
 class MLP(nn.Module):
@@ -62,44 +77,60 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             PopulationLinear(n_members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
         )
-        self.activation = {"tanh": torch.tanh, "relu": torch.relu}[activation]
+        self.activation = activation
         for layer in self.layers:
             layer.initialize(last_gain if layer is self.layers[-1] else 2**0.5, generators)
 
+    @property
+    def width(self) -> int:
+        """Outputs of the first layer."""
+        return self.layers[0].weight.shape[2]
+
     def forward(self, x: Tensor) -> Tensor:
         """(P, n, sizes[0]) -> (P, n, sizes[-1])."""
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        return self.rest(self.layers[0](x))
+
+    def rest(self, x: Tensor) -> Tensor:
+        """What follows the first layer's sums (P, n, width) -> (P, n, sizes[-1]).
+
+        The last layer is computed in float32 whatever the precision of the others: a value or a mean of three digits
+        would be the noise that the loss then learns.
+        """
+        for layer in self.layers[1:-1]:
+            x = layer(activate(self.activation, x))
+        x = activate(self.activation, x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layers[-1](x.to(self.layers[-1].weight.dtype))
 
 
 class FlatParameters:
-    """All parameters of a module in one (P, D) tensor, and their gradients in another.
+    """All parameters of a module in one (P, D) tensor.
 
     The parameters become views of the flat tensor, so norms, clipping and the optimiser are a few operations however
     many layers there are. The module must not be moved to another device or dtype afterwards.
     """
 
     def __init__(self, module: nn.Module, n_members: int) -> None:
-        parameters = list(module.parameters())
-        for parameter in parameters:
+        named = dict(module.named_parameters())
+        for name, parameter in named.items():
             if parameter.shape[0] != n_members:
-                raise ValueError(f"parameter of shape {tuple(parameter.shape)} has no population axis of {n_members}")
-        widths = [p.numel() // n_members for p in parameters]
-        first = parameters[0]
-        self.values = torch.empty(n_members, sum(widths), dtype=first.dtype, device=first.device)
-        self.grads = torch.zeros_like(self.values)
-        offset = 0
-        for parameter, width in zip(parameters, widths, strict=True):
-            shape, span = parameter.shape, slice(offset, offset + width)
-            view = self.values[:, span].view(shape)
+                raise ValueError(f"{name} of shape {tuple(parameter.shape)} has no population axis of {n_members}")
+        self.shapes = {name: tuple(p.shape) for name, p in named.items()}
+        self.widths = [p.numel() // n_members for p in named.values()]
+        first = next(iter(named.values()))
+        self.values = torch.empty(n_members, sum(self.widths), dtype=first.dtype, device=first.device)
+        for parameter, view in zip(named.values(), self.views().values(), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
-            parameter.grad = self.grads[:, span].view(shape)
-            offset += width
 
-    def zero_grad(self) -> None:
-        self.grads.zero_()
+    def views(self) -> dict[str, Tensor]:
+        """The parameters by name, as views of the flat tensor that know no gradient."""
+        pieces = self.values.detach().split(self.widths, dim=1)
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of the parameters' shapes, in their order, as one (P, D)."""
+        return torch.cat([t.reshape(self.values.shape[0], -1) for t in tensors], dim=1)
 
 
 def member_state(module: nn.Module, member: int) -> dict[str, Tensor]:
@@ -107,7 +138,13 @@ def member_state(module: nn.Module, member: int) -> dict[str, Tensor]:
     return {name: value[member : member + 1].clone() for name, value in module.state_dict().items()}
 
 
-def member_generators(seeds: Sequence[int], stream: int) -> Iterator[torch.Generator]:
-    """One CPU generator per member; different `stream`s of one seed are independent of each other."""
+def member_generators(
+    seeds: Sequence[int], stream: int, device: torch.device | str = "cpu"
+) -> Iterator[torch.Generator]:
+    """One generator per member; different `stream`s of one seed are independent of each other.
+
+    On a GPU they draw there: numbers drawn on the host would have to cross to it in every rollout.
+    """
+    own = torch.device(device) if torch.device(device).type == "cuda" else torch.device("cpu")
     for seed in seeds:
-        yield torch.Generator().manual_seed((seed * 1_000_003 + stream * 7_919 + 12_345) % 2**63)
+        yield torch.Generator(own).manual_seed((seed * 1_000_003 + stream * 7_919 + 12_345) % 2**63)

@@ -1,31 +1,35 @@
 """Rollout: T steps of N environments, time-major, allocated once.
 
-A step is kept as a bar index and a state vector; the dense observation is gathered where it is read.
+A step is kept as a bar index and a state vector; what is read of the market is gathered where it is needed.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
-from environments.observation import Observation, build_observation
+from environments.observation import Observation, build_observation, market_window
 from environments.vec_env import Step, VecEnv
 
 
 class Rollout:
-    """Buffers for `horizon_len` steps of an environment.
+    """Buffers for `horizon_len` steps of an environment with C clocks (C = N unless environments share them).
 
-    bar (T + 1, N) int64 and state (T + 1, N, K): what was seen before each step, and after the last.
-    final_bar (T, N), final_state (T, N, K): the true successor of each step.
+    bar (T + 1, C) int64 and state (T + 1, N, K): what was seen before each step, and after the last.
+    final_bar (T, C), final_state (T, N, K): the true successor of each step.
     action (T, N, ...), log_prob (T, N), reward (T, N), terminated and truncated (T, N) bool.
     """
 
     def __init__(self, env: VecEnv, horizon_len: int, action_shape: tuple[int, ...], action_dtype: torch.dtype) -> None:
         t, n, k, device = horizon_len, env.n_envs, env.state_size, env.device
         self.rows, self.lookback, self.n_members = env.rows, env.lookback, env.n_members
-        self.horizon_len, self.n_envs = t, n
-        self.bar = None if env.rows is None else torch.zeros(t + 1, n, dtype=torch.int64, device=device)
-        self.final_bar = None if env.rows is None else torch.zeros(t, n, dtype=torch.int64, device=device)
+        self.horizon_len, self.n_envs, self.envs_per_clock = t, n, env.envs_per_clock
+        self._parts: dict[int, list[Rollout]] = {}
+        clocks = n // env.envs_per_clock
+        self.bar = None if env.rows is None else torch.zeros(t + 1, clocks, dtype=torch.int64, device=device)
+        self.final_bar = None if env.rows is None else torch.zeros(t, clocks, dtype=torch.int64, device=device)
         self.state = torch.zeros(t + 1, n, k, device=device)
         self.final_state = torch.zeros(t, n, k, device=device)
         self.action = torch.zeros(t, n, *action_shape, dtype=action_dtype, device=device)
@@ -34,10 +38,27 @@ class Rollout:
         self.terminated = torch.zeros(t, n, dtype=torch.bool, device=device)
         self.truncated = torch.zeros(t, n, dtype=torch.bool, device=device)
 
+    def parts(self, stride: int) -> list[Rollout]:
+        """The buffers cut into `stride` steps each (the last may be fewer), to be written to; the same cuts each time."""
+        if stride not in self._parts:
+            self._parts[stride] = [
+                self._part(slice(first, min(first + stride, self.horizon_len)))
+                for first in range(0, self.horizon_len, stride)
+            ]
+        return self._parts[stride]
+
+    def _part(self, steps: slice) -> Rollout:
+        own = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name != "rows":
+                setattr(own, name, value[steps])
+        own.horizon_len = steps.stop - steps.start
+        return own
+
     def put_observation(self, t: int, observation: Observation) -> None:
         self.state[t].copy_(observation.state)
         if self.bar is not None:
-            self.bar[t].copy_(observation.bar)
+            self.bar[t].copy_(observation.bar[:: self.envs_per_clock])
 
     def put_step(self, t: int, action: Tensor, log_prob: Tensor, step: Step) -> None:
         self.action[t].copy_(action)
@@ -47,10 +68,10 @@ class Rollout:
         self.truncated[t].copy_(step.truncated)
         self.final_state[t].copy_(step.final_observation.state)
         if self.final_bar is not None:
-            self.final_bar[t].copy_(step.final_observation.bar)
+            self.final_bar[t].copy_(step.final_observation.bar[:: self.envs_per_clock])
 
     def by_member(self, x: Tensor) -> Tensor:
-        """(T, N, ...) -> (P, T * N / P, ...): a member's samples in one row."""
+        """(T, N, ...) -> (P, T * N / P, ...): a member's samples in one row, those of a clock's step in succession."""
         t, n = x.shape[:2]
         p = self.n_members
         return x.view(t, p, n // p, *x.shape[2:]).transpose(0, 1).reshape(p, t * (n // p), *x.shape[2:])
@@ -59,5 +80,10 @@ class Rollout:
         """(P, steps * N / P) -> (steps, N), the inverse of `by_member`."""
         return x.view(self.n_members, steps, -1).transpose(0, 1).reshape(steps, self.n_envs)
 
+    def windows(self, bar: Tensor) -> Tensor:
+        """(..., L * R): the market as it is seen at bars (...)."""
+        return market_window(self.rows, bar, self.lookback)
+
     def dense(self, bar: Tensor | None, state: Tensor) -> Tensor:
+        """Dense observations of bars (...) and states (..., K)."""
         return build_observation(self.rows, Observation(bar, state), self.lookback)

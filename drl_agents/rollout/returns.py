@@ -26,12 +26,24 @@ def gae(
     """
     delta = reward + gamma * next_value - value
     decay = gamma * gae_lambda * (~done).to(delta.dtype)
-    advantage = torch.empty_like(delta)
-    ahead = torch.zeros_like(delta[0])
-    for t in range(delta.shape[0] - 1, -1, -1):
-        ahead = torch.addcmul(delta[t], decay[t], ahead)
-        advantage[t] = ahead
+    advantage = reverse_scan(delta, decay)
     return advantage, advantage + value
+
+
+def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t * y_{t+1} with y_T = 0, along the first axis of T steps.
+
+    By doubling (Hillis and Steele, 1986): ceil(log2 T) passes over whole tensors instead of T steps one after another.
+    """
+    x, decay = x.clone(), decay.clone()
+    span = 1
+    while span < x.shape[0]:
+        # What is read lies ahead of what is written, and the sum is made before it is stored.
+        x[:-span] += decay[:-span] * x[span:]
+        decay[:-span] *= decay[span:].clone()
+        decay[-span:] = 0
+        span *= 2
+    return x
 
 
 def explained_variance(value: Tensor, returns: Tensor, dim: int) -> Tensor:
