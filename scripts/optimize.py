@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from drl_agents.deployment.gate import GateLimits
 from drl_agents.deployment.main_job import JobResult, JobSettings, run_main_job
@@ -32,9 +33,14 @@ class Options:
     holdout_bars: int | None = None
     """last bars, kept from the study; default: a fifth"""
     embargo: int | None = None
-    """bars after each test range that are not trained on; default: 1%% of the search bars"""
+    """bars after each test range that are not trained on; default: 1% of the search bars"""
     folds_per_batch: int | None = None
     """folds trained side by side; a trial can be pruned between batches; default: half of them"""
+    seeds: int = 1
+    """agents trained on each fold of a trial, with different random numbers; the trial's value is their mean"""
+    population: int | Literal["auto"] = "auto"
+    """trials drawn and trained side by side, one network shape per batch; auto: what keeps a CPU core busiest, at
+    most 8 and a fifth of --n-trials; a study that goes on keeps what it began with"""
     n_seeds: int = 3
     """seeds the best configuration is refitted with"""
     seed: int = 0
@@ -42,7 +48,8 @@ class Options:
     env: str | None = None
     """environment: a built-in name, an installed one, or package.module:Class; default: by asset class"""
     storage: str | None = None
-    """Optuna storage: a URL, or a journal file; default: a journal file in the study's folder"""
+    """Optuna storage: a journal file or sqlite:///FILE for workers of one host, a postgresql:// URL for workers of
+    several; default: a journal file in the study's folder"""
     logs: Path = Path("logs")
     """folder everything is written under"""
     deploy: bool = True
@@ -69,6 +76,31 @@ class Options:
     """upper end of uniform slippage, basis points; default: 5"""
     impact_coef: float | None = None
     """coefficient of square-root market impact; default: 0.01"""
+    impact_reference: Literal["portfolio", "volume"] | None = None
+    """what the traded value is compared with: the portfolio's value, or what the bar traded; default: portfolio"""
+    participation: float | None = None
+    """share of a bar's volume an order may take, the rest lapses; default: no limit"""
+    fee_in: Literal["quote", "received"] | None = None
+    """take the commission in currency, or from what a trade brings in; default: received for crypto, else quote"""
+    margin: float | None = None
+    """limit of gross exposure in equities, 1 to 4; default: 1, a cash account; stocks only"""
+    shorting: bool = False
+    """let more be sold than is held; stocks only"""
+    borrow_bps: float | None = None
+    """basis points a year of the value that is short; default: 0"""
+    margin_rate_bps: float | None = None
+    """basis points a year of negative cash; default: 0"""
+    maintenance_margin: float | None = None
+    """share of the long value that equity must not fall under, or all is closed by force; default: 0.25"""
+    maintenance_margin_short: float | None = None
+    """the same of the short value; default: 0.3"""
+    clock_groups: int | None = None
+    """clocks of each agent: its environments share them equally, and what they see is computed once per clock and bar;
+    default: each environment has its own"""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """precision of matrix products"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """compile the inner loops; auto: from four million steps of a batch of trials on"""
     limits: GateLimits = field(default_factory=GateLimits)
     bars: DataOptions = field(default_factory=DataOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -76,17 +108,25 @@ class Options:
     def settings(self) -> JobSettings:
         names = (
             "action", "reward", "episode_length", "decision_lag", "fill_at", "initial_cash", "commission_bps",
-            "spread_bps", "slippage_bps", "impact_coef",
+            "spread_bps", "slippage_bps", "impact_coef", "impact_reference", "participation", "fee_in", "margin",
+            "borrow_bps", "margin_rate_bps", "maintenance_margin", "maintenance_margin_short", "clock_groups",
         )  # fmt: skip
         env_options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.shorting:
+            env_options["shorting"] = True
         if self.rules is not None:
             env_options["rules"] = read_rules(self.rules)
         same = set(JobSettings.__dataclass_fields__) & set(Options.__dataclass_fields__)
-        return JobSettings(**{name: getattr(self, name) for name in same}, env_options=env_options)
+        asked = {name: getattr(self, name) for name in same}
+        asked["population"] = None if self.population == "auto" else self.population
+        return JobSettings(**asked, env_options=env_options)
 
 
 def main(options: Options) -> int:
-    for name, least in (("n_trials", 1), ("n_envs", 1), ("timesteps", 1), ("n_seeds", 1), ("n_splits", 2)):
+    counts = ("n_trials", "n_envs", "timesteps", "n_seeds", "seeds", "population")
+    for name, least in (*((name, 1) for name in counts), ("n_splits", 2)):
+        if options.population == "auto" and name == "population":
+            continue
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")
     if not 1 <= options.test_groups < options.n_splits:

@@ -79,7 +79,7 @@ def refit(
 
 def walking_env(workload: Workload, config: TrialConfig, window: Range, n_members: int) -> MarketVecEnv:
     """One environment per member, each walking `window` from its first bar to its last."""
-    options = {**config.env, "episode_length": None}
+    options = {**config.env, "episode_length": None, "clock_groups": None}
     return market_env(
         workload.env_name,
         workload.market,

@@ -30,7 +30,7 @@ from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload
 from drl_agents.search.progress import StudyProgress
 from drl_agents.search.results import best_trial
 from drl_agents.search.space import MAX_LOOKBACK
-from drl_agents.search.study import Study, StudyPlace, open_study, run_study
+from drl_agents.search.study import Study, StudyPlace, auto_population, kept_population, open_study, run_study
 from drl_agents.training.record import plain, versions
 from environments.alpaca_env import default_env
 from environments.errors import InputError
@@ -49,7 +49,9 @@ class JobSettings:
     """What the main job is asked to do; see `scripts/optimize.py` for what each means to a user.
 
     holdout_bars: None takes a fifth of the bars. embargo: None takes 1% of the search bars. env_options: environment
-    options that are not searched.
+    options that are not searched. seeds: agents trained on each fold of a trial. population: trials trained side by
+    side; None keeps what the study began with, or chooses (`search.study.auto_population`). amp, compile: of every
+    agent, see `PPOConfig`.
     """
 
     study_name: str
@@ -61,6 +63,8 @@ class JobSettings:
     embargo: int | None = None
     holdout_bars: int | None = None
     folds_per_batch: int | None = None
+    seeds: int = 1
+    population: int | None = None
     n_seeds: int = 3
     seed: int = 0
     env: str | None = None
@@ -69,6 +73,8 @@ class JobSettings:
     deploy: bool = True
     limits: GateLimits = field(default_factory=GateLimits)
     env_options: Mapping[str, Any] = field(default_factory=dict)
+    amp: str = "off"
+    compile: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,9 @@ def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str, b
         "test_groups": settings.test_groups,
         "holdout": list(plan.holdout),
         "folds_per_batch": batch,
+        "seeds": settings.seeds,
+        "amp": settings.amp,
+        "compile": settings.compile,
         "folds": [[f.train[0][0], f.train[-1][1], len(f.train), len(f.test)] for f in plan.folds],
         "seed": settings.seed,
     }
@@ -162,12 +171,16 @@ def run_main_job(
     env_name = settings.env or default_env(market).__name__
     plan = plan_bars(market, settings)
     batch = settings.folds_per_batch or -(-len(plan.folds) // 2)
-    workload = Workload(market, tuple(plan.folds), env_name, settings.n_envs, settings.timesteps, batch)
+    workload = Workload(
+        market, tuple(plan.folds), env_name, settings.n_envs, settings.timesteps, batch, settings.seeds,
+        {"amp": settings.amp, "compile": settings.compile},
+    )  # fmt: skip
     place = StudyPlace(settings.study_name, settings.logs / "studies" / settings.study_name, settings.storage)
     facts = data_facts(market, plan)
     # One environment is built before the study is made: what is wrong with its options is told now.
     walking_env(workload, TrialConfig(env=settings.env_options), plan.holdout, 1)
     study = open_study(place, identity(market, plan, settings, env_name, batch))
+    population = settings.population or kept_population(study, auto_population(workload, settings.n_trials))
     logger.info("Using Vectorized Environments: %d parallel envs", settings.n_envs)
     held = plan.holdout[1] - plan.holdout[0]
     logger.info("%s; %d folds, %d held-out bars; on %s", market.description, len(plan.folds), held, market.device)
@@ -183,6 +196,7 @@ def run_main_job(
             workload,
             n_trials=settings.n_trials,
             seed=settings.seed,
+            population=population,
             fixed=settings.env_options,
             stop=stop,
             on_change=changed,
@@ -315,6 +329,7 @@ def report_facts(
             "best_config": trial.user_attrs["config"],
             "folds": len(plan.folds),
             "timesteps_per_fold": settings.timesteps,
+            "seeds_per_fold": settings.seeds,
             "n_envs": settings.n_envs,
             "seed": settings.seed,
         },

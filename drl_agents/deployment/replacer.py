@@ -77,7 +77,10 @@ def replace_best(
         return Replacement(trial.number, None, None, f"trial {trial.number} is still the best, and was judged")
     plan = plan_bars(market, settings)
     place = StudyPlace(settings.study_name, settings.logs / "studies" / settings.study_name, settings.storage)
-    workload = Workload(market, tuple(plan.folds), attrs["env"], settings.n_envs, settings.timesteps, len(plan.folds))
+    workload = Workload(
+        market, tuple(plan.folds), attrs["env"], settings.n_envs, settings.timesteps, len(plan.folds),
+        agent={"amp": settings.amp, "compile": settings.compile},
+    )  # fmt: skip
     candidate = refit(
         study, place, workload, plan.search, plan.holdout,
         n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},

@@ -40,6 +40,9 @@ class TrialConfig:
     def with_env(self, **options: Any) -> TrialConfig:
         return TrialConfig({**self.env, **options}, self.network, self.agent)
 
+    def with_agent(self, **options: Any) -> TrialConfig:
+        return TrialConfig(self.env, self.network, {**self.agent, **options})
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {name: dict(value) for name, value in asdict(self).items()}
 

@@ -1,15 +1,16 @@
 """The objective: how good a configuration is on bars it was not trained on.
 
-Each fold of the combinatorial purged cross-validation trains an agent from scratch and walks its test windows. The
-folds share the network's shape, so they are trained side by side: one population over one market.
+Each fold of the combinatorial purged cross-validation trains an agent from scratch and walks its test windows. Folds,
+seeds and trials that share the network's shape are trained side by side: one population over one market.
 
-    objective = mean over folds of the annualised Sharpe ratio of the fold's test returns, after all costs
+    objective = mean over seeds and folds of the annualised Sharpe ratio of the fold's test returns, after all costs
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from drl_agents.agents.ppo import AgentPPO
 from drl_agents.evaluation.backtest import walk_returns
 from drl_agents.evaluation.metrics import sharpe_ratio
 from drl_agents.evaluation.splits import Fold
-from drl_agents.networks.policy import PolicySpec
 from drl_agents.search.config import TrialConfig, derived_seed
-from drl_agents.training.trainer import Budget, TrainResult, train
+from drl_agents.search.members import check_common, env_options, population_agent, spread_scheme
+from drl_agents.training.trainer import Budget, TrainingDiverged, TrainResult, train
 from environments.errors import InputError
 from environments.market import Market
 from environments.market_env import MarketVecEnv
@@ -38,7 +39,8 @@ class Workload:
     """What every trial of a study trains on.
 
     env_name: a name `build_env` knows, of an environment over a market. n_envs: environments of each fold's agent.
-    timesteps: environment steps of each fold's agent. folds_per_batch: folds trained side by side.
+    timesteps: environment steps of each fold's agent. folds_per_batch: folds trained side by side. n_seeds: agents
+    trained on each fold, with different random numbers. agent: options of every trial's agent that are not searched.
     """
 
     market: Market
@@ -47,12 +49,15 @@ class Workload:
     n_envs: int
     timesteps: int
     folds_per_batch: int
+    n_seeds: int = 1
+    agent: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """sharpes: (n_folds,) of each fold's test returns, annualised. returns: (B,) per bar, the mean over the folds
-    that test it, NaN where none does. train_steps, train_seconds: of all folds together."""
+    """sharpes: (n_folds,) of each fold's test returns, annualised, the mean over seeds. returns: (B,) per bar, the
+    mean over the seeds and the folds that test it, NaN where none does. train_steps: of all its agents together;
+    train_seconds: its equal share of what it was trained with."""
 
     sharpes: np.ndarray
     returns: np.ndarray
@@ -62,6 +67,20 @@ class TrialOutcome:
     @property
     def value(self) -> float:
         return float(self.sharpes.mean())
+
+
+@dataclass(frozen=True)
+class TrialPruned:
+    """A trial that was ended early. step: folds it had done."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class TrialFailed:
+    """A trial without a result. error: `SplitFailed` or `TrainingDiverged`, as the trial alone raises it."""
+
+    error: SplitFailed | TrainingDiverged
 
 
 def market_env(name: str, market: Market, n_envs: int, **options) -> MarketVecEnv:
@@ -74,15 +93,23 @@ def market_env(name: str, market: Market, n_envs: int, **options) -> MarketVecEn
 
 def train_members(
     workload: Workload,
-    config: TrialConfig,
+    config: TrialConfig | Sequence[TrialConfig],
     segments: Sequence[Sequence[tuple[int, int]]],
     seeds: Sequence[int],
 ) -> tuple[AgentPPO, TrainResult]:
     """Train one member per entry of `segments`, each on its own segments with its own seed, side by side.
 
     The result of a member does not depend on which others it is trained with.
+
+    Args:
+        config: of all members, or one per member; then they may differ in what `search.members` names.
+
+    Raises:
+        TrainingDiverged: of any member.
+        InputError: the configurations cannot be one population.
     """
     market, members = workload.market, len(segments)
+    configs = [own.with_agent(**workload.agent) for own in _each(config, members)]
     env = market_env(
         workload.env_name,
         market,
@@ -90,19 +117,23 @@ def train_members(
         n_members=members,
         segments=[list(own) for own in segments],
         seed=list(seeds),
-        **config.env,
+        **env_options(configs),
     )
-    agent = AgentPPO(PolicySpec.of(env, **config.network), config.ppo, seeds, market.device)
+    spread_scheme(env, configs)
+    agent = population_agent(env, configs, seeds, market.device)
     agent.policy.fit_normalizer(env)
     return agent, train(agent, env, Budget(timesteps=workload.timesteps))
 
 
-def walk_folds(workload: Workload, config: TrialConfig, folds: Sequence[Fold], agent: AgentPPO) -> np.ndarray:
-    """(len(folds), B) test returns of each fold's member, NaN outside its test windows."""
+def walk_folds(
+    workload: Workload, config: TrialConfig | Sequence[TrialConfig], folds: Sequence[Fold], agent: AgentPPO
+) -> np.ndarray:
+    """(len(folds), B) test returns of each fold's member, NaN outside its test windows. config: as `train_members`."""
     market = workload.market
     # Where a group's edge lies beside a pause of the market, one bar is left alone: there is nothing to walk.
     tests = [[(a, b) for a, b in fold.test if b - a >= 2] for fold in folds]
     windows = max(len(own) for own in tests)
+    configs = _each(config, len(folds))
     env = market_env(
         workload.env_name,
         market,
@@ -110,10 +141,11 @@ def walk_folds(workload: Workload, config: TrialConfig, folds: Sequence[Fold], a
         n_members=len(folds),
         segments=tests,
         random_start=False,
-        **{**config.env, "episode_length": None},
+        **{**env_options(configs), "episode_length": None, "clock_groups": None},
     )
+    spread_scheme(env, configs)
     start = env.bar.cpu().numpy().copy()
-    walks = walk_returns(env, agent.decide)
+    walks = walk_returns(env, agent)
     result = np.full((len(folds), market.n_bars), np.nan)
     for row, own in enumerate(tests):
         for j, (_, stop) in enumerate(own):
@@ -123,42 +155,136 @@ def walk_folds(workload: Workload, config: TrialConfig, folds: Sequence[Fold], a
     return result
 
 
+def _each(config: TrialConfig | Sequence[TrialConfig], members: int) -> list[TrialConfig]:
+    configs = [config] * members if isinstance(config, TrialConfig) else list(config)
+    check_common(configs)
+    return configs
+
+
+def fold_seed(seed: int, fold: int, run: int = 0) -> int:
+    """The seed of the agent of a trial's fold; `run` counts the trial's seeds."""
+    return derived_seed(seed, fold) if run == 0 else derived_seed(seed, fold, "run", run)
+
+
+class _Trial:
+    """A trial in evaluation: what its folds gave so far. end: how it ended, None while it goes on."""
+
+    def __init__(self, index: int, config: TrialConfig, seed: int, workload: Workload) -> None:
+        self.index, self.config, self.seed, self.workload = index, config, seed, workload
+        self.sharpes = np.full((workload.n_seeds, len(workload.folds)), np.nan)
+        self.total, self.count = np.zeros(workload.market.n_bars), np.zeros(workload.market.n_bars, dtype=np.int64)
+        self.steps, self.seconds = 0, 0.0
+        self.end: TrialOutcome | TrialPruned | TrialFailed | None = None
+
+    def members(self, folds: Sequence[Fold]) -> list[tuple[TrialConfig, Fold, int]]:
+        """(configuration, fold, seed) of each of its members on these folds: seed by seed, fold by fold."""
+        runs = range(self.workload.n_seeds)
+        return [(self.config, fold, fold_seed(self.seed, fold.index, run)) for run in runs for fold in folds]
+
+    def take(self, first: int, folds: Sequence[Fold], rows: np.ndarray, steps: int, seconds: float) -> None:
+        """Note the test returns of its members, (n_seeds * len(folds), B), of the folds from number `first` on."""
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        for row, member in zip(rows, np.ndindex(self.workload.n_seeds, len(folds)), strict=True):
+            known = np.isfinite(row)
+            self.total += np.where(known, row, 0.0)
+            self.count += known
+            sharpe = sharpe_ratio(row[known], self.workload.market.bars_per_year)
+            self.sharpes[member[0], first + member[1]] = sharpe
+            if self.end is None and not np.isfinite(sharpe):
+                which = f"fold {folds[member[1]].index}" + (f", seed {member[0]}" if self.workload.n_seeds > 1 else "")
+                reason = f"{which}: the Sharpe ratio of {known.sum()} test bars is undefined (no trades)"
+                self.end = TrialFailed(SplitFailed(reason))
+
+    def value(self, done: int) -> float:
+        """The objective over its first `done` folds."""
+        return float(self.sharpes.mean(0)[:done].mean())
+
+    def outcome(self) -> TrialOutcome:
+        mean = np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan)
+        return TrialOutcome(self.sharpes.mean(0), mean, self.steps, self.seconds)
+
+
+def _train_and_walk(workload: Workload, trials: Sequence[_Trial], first: int, folds: Sequence[Fold]) -> None:
+    """Train the trials' members on these folds as one population, and walk their test windows.
+
+    When a member diverges, the halves of the batch are trained apart, and so on: what diverges alone fails alone, with
+    the error it has alone, and the others come to what they would have come to.
+    """
+    configs, own, seeds = zip(*(member for trial in trials for member in trial.members(folds)), strict=True)
+    try:
+        agent, result = train_members(workload, configs, [fold.train for fold in own], seeds)
+    except TrainingDiverged as error:
+        if len(trials) == 1:
+            trials[0].end = TrialFailed(error)
+            return
+        half = len(trials) // 2
+        for part in (trials[:half], trials[half:]):
+            _train_and_walk(workload, part, first, folds)
+        return
+    rows = np.split(walk_folds(workload, configs, own, agent), len(trials))
+    for trial, its in zip(trials, rows, strict=True):
+        trial.take(first, folds, its, result.timesteps // len(trials), result.seconds / len(trials))
+
+
+def evaluate_batch(
+    workload: Workload,
+    configs: Sequence[TrialConfig],
+    seeds: Sequence[int],
+    report: Callable[[int, int, float], bool] = lambda trial, step, value: False,
+) -> list[TrialOutcome | TrialPruned | TrialFailed]:
+    """Train and judge several configurations on every fold, side by side; each comes to what it comes to alone.
+
+    Trials x seeds x `folds_per_batch` members are one population. A trial that fails or is pruned leaves it at the end
+    of its batch of folds.
+
+    Args:
+        configs: one per trial; they may differ in what `search.members` names.
+        seeds: one per trial; agent s of fold i uses `fold_seed(seed, i, s)`.
+        report: called with (index of the trial, folds done, mean Sharpe of them) after every batch of folds but the
+            last; True prunes the trial.
+
+    Raises:
+        InputError: the configurations cannot be one population.
+    """
+    check_common(configs)
+    trials = [_Trial(i, *own, workload) for i, own in enumerate(zip(configs, seeds, strict=True))]
+    folds, size = workload.folds, workload.folds_per_batch
+    for first in range(0, len(folds), size):
+        batch = folds[first : first + size]
+        done = first + len(batch)
+        live = [trial for trial in trials if trial.end is None]
+        if live:
+            _train_and_walk(workload, live, first, batch)
+        if done < len(folds):
+            for trial in live:
+                if trial.end is None and report(trial.index, done, trial.value(done)):
+                    trial.end = TrialPruned(done)
+    return [trial.outcome() if trial.end is None else trial.end for trial in trials]
+
+
 def evaluate(
     workload: Workload,
     config: TrialConfig,
     seed: int,
     report: Callable[[int, float], None] = lambda step, value: None,
 ) -> TrialOutcome:
-    """Train and judge `config` on every fold.
+    """Train and judge one configuration on every fold: `evaluate_batch` of one.
 
     Args:
-        seed: fold i uses `derived_seed(seed, i)`.
         report: called with (folds done, mean Sharpe of them) after every batch of folds but the last; may
             raise to end the trial.
 
     Raises:
-        SplitFailed: a fold's Sharpe ratio is undefined (it never traded), or its training diverged.
+        SplitFailed: a fold's Sharpe ratio is undefined (it never traded).
+        TrainingDiverged: a member's figures or gradients became NaN or infinite.
     """
-    folds, size = workload.folds, workload.folds_per_batch
-    tests = np.full((len(folds), workload.market.n_bars), np.nan)
-    sharpes = np.full(len(folds), np.nan)
-    steps, seconds = 0, 0.0
-    for first in range(0, len(folds), size):
-        batch = folds[first : first + size]
-        seeds = [derived_seed(seed, fold.index) for fold in batch]
-        agent, result = train_members(workload, config, [fold.train for fold in batch], seeds)
-        steps, seconds = steps + result.timesteps, seconds + result.seconds
-        tests[first : first + len(batch)] = walk_folds(workload, config, batch, agent)
-        for i in range(first, first + len(batch)):
-            own = tests[i][np.isfinite(tests[i])]
-            sharpes[i] = sharpe_ratio(own, workload.market.bars_per_year)
-            if not np.isfinite(sharpes[i]):
-                raise SplitFailed(
-                    f"fold {folds[i].index}: the Sharpe ratio of {own.size} test bars is undefined (no trades)"
-                )
-        if first + len(batch) < len(folds):
-            report(first + len(batch), float(sharpes[: first + len(batch)].mean()))
-    known = np.isfinite(tests)
-    counts = known.sum(axis=0)
-    mean = np.where(counts > 0, np.where(known, tests, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
-    return TrialOutcome(sharpes, mean, steps, seconds)
+
+    def told(trial: int, step: int, value: float) -> bool:
+        report(step, value)
+        return False
+
+    (end,) = evaluate_batch(workload, [config], [seed], told)
+    if isinstance(end, TrialFailed):
+        raise end.error
+    assert isinstance(end, TrialOutcome)
+    return end

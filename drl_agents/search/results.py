@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from drl_agents.evaluation.metrics import sharpe_ratio
 from drl_agents.evaluation.overfitting import PBOResult, probability_of_backtest_overfitting
-from drl_agents.search.study import StudyPlace, counted
+from drl_agents.search.claims import counted
+from drl_agents.search.place import StudyPlace
 from environments.errors import InputError
 
 
@@ -34,7 +35,7 @@ def study_statistics(study: optuna.Study, place: StudyPlace) -> StudyStatistics:
     """
     trials = counted(study)
     done = [t for t in trials if t.state == TrialState.COMPLETE]
-    columns = [np.load(place.returns_file(t.number), allow_pickle=False) for t in done]
+    columns = [place.load_returns(t) for t in done]
     sharpes = np.full(len(trials), np.nan)
     if columns:
         matrix = np.stack(columns, axis=1)

@@ -16,6 +16,8 @@ from environments.errors import InputError
 class Parameter:
     """One dimension of the space.
 
+    Choices change a shape or which code runs: the trials of a batch share them. Ranges are each trial's own.
+
     target: "env", "network" or "agent", the part of `TrialConfig` it belongs to. low, high: a range of
     floats, on a logarithmic scale where `log`; or choices. scheme: the one action scheme that has it, or any.
     """
@@ -27,6 +29,13 @@ class Parameter:
     log: bool = False
     choices: tuple[Any, ...] = ()
     scheme: str | None = None
+
+    @property
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """What Optuna draws it from."""
+        if self.choices:
+            return optuna.distributions.CategoricalDistribution(self.choices)
+        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         if self.choices:

@@ -20,12 +20,13 @@ JOB = (
     "--episode-length 60 --data-source synthetic --synthetic-options kind=momentum,n_bars=320,sigma=0.02 "
     "--min-deflated-sharpe 0 --max-pbo 1"
 ).split()
+BATCHES = "--n-trials 4 --population 2 --seeds 2 --folds-per-batch 1".split()
 
 
-def start(logs: Path) -> subprocess.Popen:
+def start(logs: Path, *options: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "optimize.py"), *JOB, "--logs", str(logs)],
+        [sys.executable, str(ROOT / "scripts" / "optimize.py"), *JOB, *options, "--logs", str(logs)],
         env=environment,
         cwd=logs.parent,
         text=True,
@@ -69,8 +70,9 @@ def figures(logs: Path) -> dict:
 class Whole:
     """The run that nothing interrupts; it works beside the others until it is asked for."""
 
-    def __init__(self, logs: Path) -> None:
-        self.logs, self.run = logs, start(logs)
+    def __init__(self, logs: Path, *options: str) -> None:
+        logs.parent.mkdir(exist_ok=True)
+        self.logs, self.run = logs, start(logs, *options)
 
     @cached_property
     def figures(self) -> dict:
@@ -92,12 +94,12 @@ def whole(tmp_path_factory) -> Iterator[Whole]:
         run.run.communicate()
 
 
-def finish(logs: Path) -> dict:
-    run = start(logs)
+def finish(logs: Path, *options: str, n_trials: int = 3) -> dict:
+    run = start(logs, *options)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     done = progress(logs)
-    assert done["state"] == "finished" and sum(done["counts"][k] for k in ("complete", "pruned", "failed")) == 3
+    assert done["state"] == "finished" and sum(done["counts"][k] for k in ("complete", "pruned", "failed")) == n_trials
     return figures(logs)
 
 
@@ -143,3 +145,22 @@ def test_stopped_by_two_signals(whole, tmp_path):
     kept = progress(logs)
     assert kept["state"] == "interrupted" and sum(kept["counts"][k] for k in ("complete", "pruned", "failed")) == 1
     assert finish(logs) == whole.figures
+
+
+def test_killed_in_the_middle_of_a_batch(tmp_path):
+    """All trials of the batch go back in the queue, and the study ends as the one that nothing interrupted."""
+    undisturbed = Whole(tmp_path / "whole" / "logs", *BATCHES)
+    logs = tmp_path / "logs"
+    try:
+        run = start(logs, *BATCHES)
+        wait_for_trial(run, logs, 3)
+        run.send_signal(signal.SIGKILL)
+        run.communicate(timeout=60)
+        kept = progress(logs)
+        assert [t["number"] for t in kept["trials"] if t["state"] == "running"] == [2, 3]
+        assert finish(logs, *BATCHES, n_trials=4) == undisturbed.figures
+    finally:
+        undisturbed.run.kill()
+        undisturbed.run.communicate()
+    numbers = [t["number"] for t in progress(logs)["trials"]]
+    assert numbers == [0, 1, 4, 5]  # what was lost counts for nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,19 @@ from drl_agents.evaluation.metrics import sharpe_ratio
 from drl_agents.evaluation.splits import Fold, combinatorial_purged
 from drl_agents.search import objective
 from drl_agents.search.config import TrialConfig
-from drl_agents.search.objective import SplitFailed, Workload, evaluate, train_members, walk_folds
+from drl_agents.search.objective import (
+    SplitFailed,
+    TrialFailed,
+    TrialOutcome,
+    TrialPruned,
+    Workload,
+    evaluate,
+    evaluate_batch,
+    train_members,
+    walk_folds,
+)
 from drl_agents.search.space import MAX_LOOKBACK
+from drl_agents.training.trainer import TrainingDiverged
 from environments.data.source import load_bars
 from environments.errors import InputError
 from environments.market import Market
@@ -114,18 +127,18 @@ def test_training_visits_training_bars_only(market, monkeypatch):
     def recording(*args, **options):
         env = build(*args, **options)
         env.visited = [set() for _ in range(env.n_members)]
-        step = env.step
+        advance = env.advance
         each = env.n_envs // env.n_members
 
-        def stepped(action):
+        def stepped(action, draw):
             before = env.bar.clone()
-            taken = step(action)
+            taken = advance(action, draw)
             for bars in (before, taken.final_observation.bar, taken.observation.bar):
                 for member in range(env.n_members):
                     env.visited[member] |= set(bars[member * each : (member + 1) * each].tolist())
             return taken
 
-        env.step = stepped
+        env.advance = stepped
         made.append(env)
         return env
 
@@ -169,3 +182,124 @@ def test_a_seam_beside_a_group_edge_leaves_no_bar_behind(market):
 def test_environments_without_a_market_are_refused(market):
     with pytest.raises(InputError, match="gym:CartPole-v1"):
         objective.market_env("gym:CartPole-v1", market, 2)
+
+
+def varied(i: int, **agent) -> TrialConfig:
+    """Configurations of one shape that differ in every number a member may have of its own."""
+    own = {
+        "learning_rate": (3e-3, 1e-3, 5e-4)[i],
+        "gamma": (0.99, 0.9, 0.95)[i],
+        "gae_lambda": (0.95, 0.8, 0.9)[i],
+        "clip_coef": (0.2, 0.1, 0.3)[i],
+        "ent_coef": (1e-3, 1e-2, 1e-4)[i],
+        "vf_coef": (0.5, 1.0, 0.25)[i],
+        "max_grad_norm": (0.5, 2.0, 1.0)[i],
+        "target_kl": (0.05, 0.01, 0.1)[i],
+    }
+    env = {**CONFIG.env, "max_trade": (1.0, 0.3, 0.6)[i]}
+    return TrialConfig(env, {**CONFIG.network, "log_std": (-0.5, -1.2, 0.0)[i]}, {**CONFIG.agent, **own, **agent})
+
+
+SEEDS = (9, 21, 5)
+
+
+@pytest.fixture(scope="module")
+def alone(market) -> list[TrialOutcome]:
+    return [evaluate(work(market), varied(i), SEEDS[i]) for i in range(3)]
+
+
+def assert_same(left: TrialOutcome, right: TrialOutcome) -> None:
+    np.testing.assert_allclose(left.sharpes, right.sharpes, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(left.returns, right.returns, rtol=0, atol=1e-8)
+    assert left.train_steps == right.train_steps
+
+
+def test_a_trial_does_not_depend_on_its_batch(market, alone):
+    together = evaluate_batch(work(market), [varied(i) for i in range(3)], SEEDS)
+    for left, right in zip(together, alone, strict=True):
+        assert_same(left, right)
+    assert np.unique([end.value for end in together]).size == 3
+
+
+def test_a_pruned_trial_leaves_and_the_others_stay_what_they_are(market, alone, monkeypatch):
+    sizes, told = [], []
+
+    def counted(workload, configs, segments, seeds):
+        sizes.append(len(segments))
+        return train_members(workload, configs, segments, seeds)
+
+    def report(trial, step, value):
+        told.append((trial, step, value))
+        return trial == 1
+
+    monkeypatch.setattr(objective, "train_members", counted)
+    ends = evaluate_batch(work(market), [varied(i) for i in range(3)], SEEDS, report)
+    assert sizes == [3 * 4, 2 * 2]  # four of the six folds, then the other two
+    assert ends[1] == TrialPruned(4)
+    assert [(trial, step) for trial, step, _ in told] == [(0, 4), (1, 4), (2, 4)]
+    for trial, _, value in told:
+        assert value == pytest.approx(alone[trial].sharpes[:4].mean(), rel=1e-6)
+    assert_same(ends[0], alone[0])
+    assert_same(ends[2], alone[2])
+
+
+def test_a_batch_of_pruned_trials_trains_no_more(market, monkeypatch):
+    made = []
+
+    def counted(*args):
+        made.append(1)
+        return train_members(*args)
+
+    monkeypatch.setattr(objective, "train_members", counted)
+    load = work(market, folds_per_batch=2, timesteps=32)
+    ends = evaluate_batch(load, [varied(0), varied(1)], SEEDS[:2], lambda *told: True)
+    assert ends == [TrialPruned(2), TrialPruned(2)] and len(made) == 1
+
+
+def test_a_trial_that_diverges_fails_alone(market):
+    """Its rewards are too large for float32, of its scale alone: their square is infinite."""
+    scales = (1e-9, 1e9)
+    configs = [varied(i, reward_scale=scales[i]).with_env(reward="excess:1e12") for i in range(2)]
+    with pytest.raises(TrainingDiverged) as raised:
+        evaluate(work(market), configs[1], SEEDS[1])
+    sound = evaluate(work(market), configs[0], SEEDS[0])
+    ends = evaluate_batch(work(market), [configs[1], configs[0], configs[1]], [SEEDS[1], SEEDS[0], SEEDS[1]])
+    for end in (ends[0], ends[2]):
+        assert isinstance(end, TrialFailed) and str(end.error) == str(raised.value)
+    assert_same(ends[1], sound)
+
+
+def test_a_trial_that_never_trades_fails_alone(market):
+    """An account's order is a thousandth of a thousandth of it: under the venue's smallest."""
+    still = TrialConfig({**CONFIG.env, "max_trade": 1e-6}, CONFIG.network, CONFIG.agent)
+    ends = evaluate_batch(work(market), [still, CONFIG], (4, 9))
+    assert isinstance(ends[0], TrialFailed) and isinstance(ends[0].error, SplitFailed)
+    assert "fold 0: the Sharpe ratio of" in str(ends[0].error)
+    assert_same(ends[1], evaluate(work(market), CONFIG, seed=9))
+
+
+def test_seeds_are_members_too(market):
+    """Every fold is trained with each seed; the trial's value is the mean over both."""
+    load = work(market)
+    twice = replace(load, n_seeds=2)
+    (end,) = evaluate_batch(twice, [CONFIG], [9])
+    folds = load.folds
+    rows = []
+    for run in range(2):
+        seeds = [objective.fold_seed(9, f.index, run) for f in folds]
+        agent, _ = train_members(load, CONFIG, [f.train for f in folds], seeds)
+        rows.append(walk_folds(load, CONFIG, folds, agent))
+    by_hand = [[sharpe_ratio(row[np.isfinite(row)], market.bars_per_year) for row in own] for own in rows]
+    assert (np.array(by_hand[0]) != np.array(by_hand[1])).all()
+    np.testing.assert_allclose(end.sharpes, np.mean(by_hand, axis=0), rtol=1e-6)
+    tested = np.isfinite(rows[0]).any(axis=0)
+    np.testing.assert_allclose(end.returns[tested], np.nanmean(np.concatenate(rows)[:, tested], axis=0), atol=1e-8)
+    assert end.train_steps == 2 * 6 * 256
+    beside = evaluate_batch(twice, [varied(1, target_kl=None), CONFIG], [3, 9])[1]
+    assert_same(beside, end)
+
+
+def test_shapes_that_differ_are_no_batch(market):
+    other = TrialConfig(CONFIG.env, {"hidden": (8,)}, CONFIG.agent)
+    with pytest.raises(InputError, match="one population"):
+        evaluate_batch(work(market), [CONFIG, other], [1, 2])
