@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import os
 import pickle
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,14 @@ import torch
 
 from drl_agents.agents.base import AgentBase
 from environments.errors import InputError
-from environments.files import write_atomic
+from environments.files import sync_folder, write_atomic
 from environments.vec_env import VecEnv
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
+CHECKPOINT = "checkpoint.pt"
+INTERRUPTED = "model_interrupted_"
 
 
 def save_checkpoint(path: str | Path, agent: AgentBase, env: VecEnv, iteration: int, record: dict[str, Any]) -> None:
@@ -89,6 +96,57 @@ def restore(state: dict[str, Any], agent: AgentBase, env: VecEnv) -> int:
     kind, keys, position, has_gauss, cached = state["numpy_rng"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     return int(state["iteration"])
+
+
+def interrupted_path(folder: str | Path, iteration: int) -> Path:
+    """Where a run stopped after `iteration` iterations is saved: model_interrupted_<UTC time>_<iteration>.pt."""
+    return Path(folder) / f"{INTERRUPTED}{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{iteration}.pt"
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run's folder, sound or not; those set aside left out."""
+    folder = Path(folder)
+    return sorted([*folder.glob(CHECKPOINT), *folder.glob(f"{INTERRUPTED}*.pt")])
+
+
+def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of the most iterations, the latest of several, with its content; None where there are none.
+
+    Damaged ones are told in the log and passed over.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    best: tuple[tuple[int, int], Path, dict[str, Any]] | None = None
+    damaged: list[InputError] = []
+    for path in checkpoints_in(folder):
+        try:
+            state = load_checkpoint(path)
+        except InputError as error:
+            damaged.append(error)
+            continue
+        age = (int(state["iteration"]), path.stat().st_mtime_ns)
+        if best is None or age > best[0]:
+            best = (age, path, state)
+    if best is None:
+        if damaged:
+            raise damaged[0]
+        return None
+    for error in damaged:
+        logger.warning("%s; going on from %s", error, best[1])
+    return best[1:]
+
+
+def set_aside(path: str | Path) -> Path:
+    """Rename a file to <name>.old, or <name>.2.old and so on where that is taken; returns the new path."""
+    path = Path(path)
+    number, aside = 1, path.with_name(f"{path.name}.old")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{number}.old")
+    os.rename(path, aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def _digest(payload: bytes) -> bytes:

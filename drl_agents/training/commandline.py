@@ -59,6 +59,13 @@ class DataOptions:
     """the day to stop before, ISO date"""
     asset_class: str | None = None
     """crypto or stock; default: read off the bars"""
+    calendar: str | None = None
+    """sessions of stocks: a name of exchange_calendars such as XNYS or XBOM, or none to read them off the bars;
+    default: XNYS or XBOM if the bars fit"""
+    extra_columns: str | None = None
+    """comma-separated further numeric columns to carry, such as marketcap"""
+    indicators: str | None = None
+    """of source postgres: all, or comma-separated columns of technical_indicators"""
     data_seed: int = 0
     """seed of synthetic bars"""
     synthetic_options: str | None = None
@@ -79,6 +86,10 @@ class DataOptions:
         if self.data_dir is not None:
             if self.data is not None or self.data_source is not None:
                 raise InputError("--data-dir names a dataset of its own: give it without --data and --data-source")
+            for name in ("start", "end", "asset_class", "calendar", "extra_columns", "indicators"):
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise InputError(f"--data-dir is taken as it was saved: give --{option} to scripts/download.py")
             return Market.from_bars(load_dataset(self.data_dir, symbols=symbols, timeframe=self.timeframe), device)
         source = self.data_source or ("files" if self.data is not None else "sample")
         request = {
@@ -88,28 +99,34 @@ class DataOptions:
             "end": self.end,
             "path": self.data,
             "asset_class": self.asset_class,
+            "calendar": self.calendar,
+            "extra_columns": self.extra_columns,
+            "options": {} if self.indicators is None else {"indicators": self.indicators},
         }
         if source == "synthetic":
-            request |= {"seed": self.data_seed, "options": parse_options(self.synthetic_options)}
+            request["seed"] = self.data_seed
+            request["options"] |= parse_options(self.synthetic_options)
         elif self.synthetic_options is not None:
             raise InputError(f"--synthetic-options is for --data-source synthetic, not {source}")
-        return Market.from_bars(load_bars(source, **{k: v for k, v in request.items() if v is not None}), device)
+        return Market.from_bars(load_bars(source, **{k: v for k, v in request.items() if v not in (None, {})}), device)
 
 
-def parse_options(text: str | None) -> dict[str, str | int | float]:
-    """ "a=1,b=0.5,c=word" as a dictionary, numbers as numbers."""
-    result: dict[str, str | int | float] = {}
+def parse_options(text: str | None) -> dict[str, str | int | float | bool]:
+    """ "a=1,b=0.5,c=word,d=true" as a dictionary, numbers as numbers, true and false as themselves."""
+    result: dict[str, str | int | float | bool] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         name, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"option {part!r}: write name=value, separated by commas")
-        result[name.strip()] = _number(value.strip())
+        result[name.strip()] = _value(value.strip())
     return result
 
 
-def _number(text: str) -> str | int | float:
+def _value(text: str) -> str | int | float | bool:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)

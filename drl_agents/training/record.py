@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+RUN_RECORD = "run.jsonl"
+
 
 def now() -> str:
     """The time, ISO 8601, UTC."""
@@ -60,11 +62,12 @@ def plain(value: Any) -> Any:
 class RunRecord:
     """`<folder>/run.jsonl`: a line of facts, then one line per iteration. Appended to, never rewritten.
 
-    Nothing is written before the first iteration is: a run that could not begin leaves no trace.
+    A line's ..._seconds and steps_per_second are of the wall clock; all else in it is the same whenever the run is
+    repeated. Nothing is written before the first iteration is: a run that could not begin leaves no trace.
     """
 
     def __init__(self, folder: str | Path, facts: dict[str, Any]) -> None:
-        self.path = Path(folder) / "run.jsonl"
+        self.path = Path(folder) / RUN_RECORD
         self._facts: dict[str, Any] | None = facts
 
     def write(self, line: dict[str, Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,15 @@ import torch
 
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.networks.policy import PolicySpec
-from drl_agents.training.checkpoint import load_checkpoint, restore, save_checkpoint
+from drl_agents.training.checkpoint import (
+    checkpoints_in,
+    interrupted_path,
+    load_checkpoint,
+    newest_checkpoint,
+    restore,
+    save_checkpoint,
+    set_aside,
+)
 from drl_agents.training.trainer import Budget, train
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
@@ -195,3 +206,85 @@ def test_facts_that_could_not_be_read_back_are_refused_at_once(market, tmp_path)
     with pytest.raises(TypeError):
         train(agent, env, Budget(iterations=1), checkpoint=tmp_path / "c.pt", facts={"path": Path("x")})
     assert not (tmp_path / "c.pt").exists()
+
+
+def test_the_first_difference_is_named_inside_nested_facts(market, tmp_path):
+    agent, env = build(market)
+    path, facts = tmp_path / "c.pt", {"seed": 1, "agent": {"gamma": 0.9, "learning_rate": 1e-3}}
+    train(agent, env, Budget(iterations=1), checkpoint=path, facts=facts)
+    other = {"seed": 2, "agent": {"gamma": 0.9, "learning_rate": 1e-4}}
+    call = lambda: train(agent, env, Budget(iterations=2), checkpoint=path, resume=True, facts=other)  # noqa: E731
+    assert "seed" not in refused(call, "agent.learning_rate is 0.001 there and 0.0001 here")
+
+
+# ------------------------------------------------------------------------------------- several in a folder
+
+
+@pytest.fixture
+def folder(market, tmp_path) -> Path:
+    """checkpoint.pt of 3 iterations, interrupted ones of 5 and, twice, of 7."""
+    agent, env = build(market)
+    save_checkpoint(tmp_path / "checkpoint.pt", agent, env, 3, {})
+    for minute, iteration in ((1, 5), (9, 7), (8, 7)):
+        path = tmp_path / f"model_interrupted_20260101T000{minute}00Z_{iteration}.pt"
+        save_checkpoint(path, agent, env, iteration, {"minute": minute})
+        os.utime(path, (minute, minute))
+    return tmp_path
+
+
+def test_the_newest_is_of_the_most_iterations_and_then_the_latest(folder, market):
+    path, state = newest_checkpoint(folder)
+    assert path.name == "model_interrupted_20260101T000900Z_7.pt" and state["record"] == {"minute": 9}
+    agent, env = build(market)
+    save_checkpoint(folder / "checkpoint.pt", agent, env, 8, {})
+    assert newest_checkpoint(folder)[0].name == "checkpoint.pt"
+
+
+def test_a_damaged_one_is_told_and_the_next_newest_taken(folder, caplog):
+    for path in folder.glob("*_7.pt"):
+        path.write_bytes(path.read_bytes()[:-50])
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(folder)[0].name == "model_interrupted_20260101T000100Z_5.pt"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and all("_7.pt: cut short" in line and "_5.pt" in line for line in told)
+
+
+def test_where_all_are_damaged_none_is_made_up(folder, tmp_path):
+    for path in checkpoints_in(folder):
+        path.write_bytes(b"")
+    refused(lambda: newest_checkpoint(folder), "checkpoint.pt", "cut short")
+    assert newest_checkpoint(tmp_path / "elsewhere") is None
+
+
+def test_what_is_set_aside_is_never_overwritten(folder):
+    names = []
+    for content in (b"1", b"2", b"3"):
+        (folder / "checkpoint.pt").write_bytes(content)
+        names.append(set_aside(folder / "checkpoint.pt"))
+    assert [p.name for p in names] == ["checkpoint.pt.old", "checkpoint.pt.2.old", "checkpoint.pt.3.old"]
+    assert [p.read_bytes() for p in names] == [b"1", b"2", b"3"]
+    assert not {p.name for p in checkpoints_in(folder)} & {p.name for p in names}
+
+
+def test_interrupted_runs_are_named_by_time_and_iteration(tmp_path):
+    path = interrupted_path(tmp_path, 24)
+    assert path.parent == tmp_path and re.fullmatch(r"model_interrupted_\d{8}T\d{6}Z_24\.pt", path.name)
+
+
+def test_a_stopped_run_leaves_its_last_checkpoint_as_it_was(market, tmp_path):
+    agent, env = build(market)
+    seen: list[int] = []
+    result = train(
+        agent,
+        env,
+        Budget(iterations=9),
+        checkpoint=tmp_path / "checkpoint.pt",
+        checkpoint_every=2,
+        stop=lambda: len(seen) == 5,
+        interrupted_checkpoint=lambda iteration: interrupted_path(tmp_path, iteration),
+        on_iteration=lambda done, limit, figures: seen.append(done),
+    )
+    assert result.interrupted and result.checkpoint.name.endswith("_5.pt")
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 4
+    assert newest_checkpoint(tmp_path)[0] == result.checkpoint
+    assert newest_checkpoint(tmp_path)[1]["iteration"] == 5
