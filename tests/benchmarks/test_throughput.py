@@ -22,6 +22,10 @@ from environments.vec_env import VecEnv
 
 HORIZON = 64
 LEAST_SPEED_UP = 5.0
+MOST_FOR_FRICTIONS = 1.5
+FREE = {"commission_bps": 25.0, "spread_bps": 0.0, "slippage_bps": 0.0, "impact_coef": 0.0}
+ALL = {"commission_bps": 25.0, "participation": 0.1}
+BORROWED = {"margin": 2.0, "shorting": True, "borrow_bps": 300.0, "margin_rate_bps": 600.0}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,3 +105,30 @@ def test_twelve_at_once_beat_twelve_one_by_one(market):
         seconds(i)
     ratios = [seconds(1) / seconds(0) for _ in range(5)]
     assert statistics.median(ratios) >= LEAST_SPEED_UP, ratios
+
+
+@pytest.mark.parametrize(
+    ("asset_class", "own"),
+    [("crypto", {}), ("crypto", {"impact_reference": "volume"}), ("stock", BORROWED)],
+    ids=["crypto", "impact by volume", "stocks on margin"],
+)
+def test_frictions_cost_no_more_than_they_must(asset_class, own):
+    """Environment steps of 1,024 with every friction against commission alone, in turns, by the thread's own clock."""
+    options = {"kind": "gbm", "n_bars": 3_000, "n_assets": 10, "asset_class": asset_class}
+    market = Market.from_bars(load_bars("synthetic", options=options, seed=1))
+    kind = "VectorizedCryptoEnvAlpaca" if asset_class == "crypto" else "VectorizedStockEnvAlpaca"
+    envs = [build_env(kind, market, 1024, episode_length=500, **costs) for costs in (FREE, {**ALL, **own})]
+    actions = [random_actions(env, torch.Generator().manual_seed(0)) for env in envs]
+
+    def seconds(i: int, steps: int = 15) -> float:
+        started = time.thread_time()
+        for _ in range(steps):
+            envs[i].step(actions[i])
+        return time.thread_time() - started
+
+    for i in (0, 1):
+        seconds(i)
+    ratios = sorted(seconds(1) / seconds(0) for _ in range(25))
+    print(f"{asset_class} {own}: ratio {statistics.median(ratios):.2f} ({ratios[5]:.2f} to {ratios[-6]:.2f})")
+    # The lower quartile: other work on the machine makes ratios larger far more often than smaller.
+    assert ratios[len(ratios) // 4] <= MOST_FOR_FRICTIONS, ratios

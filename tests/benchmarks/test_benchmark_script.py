@@ -1,0 +1,361 @@
+"""scripts/benchmark.py as a whole, small; that peers do the same work; and the statistics it quotes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from drl_agents.agents.compilation import why_not
+from drl_agents.benchmark import learning
+from drl_agents.benchmark.gpu_busy import covered
+from drl_agents.benchmark.learning import learned_return, learning_results, quoted, reference_of, two_sided_p, welch
+from drl_agents.benchmark.peers import PeerMissing, peer_competitor, sb3_vec_env
+from drl_agents.benchmark.plain_env import PlainMarketEnv
+from drl_agents.benchmark.race import Setup, Timing, run_race
+from drl_agents.benchmark.report import run_benchmark
+from drl_agents.benchmark.results import highest_rise, judged, table, target_value, workload_results
+from drl_agents.benchmark.work import Configuration, Work, build_agent, build_env
+from drl_agents.benchmark.workloads import EAGER, WORKLOADS, Target, trials_per_hour
+from drl_agents.training.commandline import run
+from environments.errors import InputError
+from environments.market_env import MarketVecEnv
+from environments.observation import build_observation
+from scripts import benchmark
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = Work(n_assets=3, n_bars=400, episode_length=50, hidden=(8,), samples=192)
+TINY_OPTIONS = "--n-assets 3 --n-bars 400 --episode-length 50 --hidden 8 --samples 192".split()
+
+
+# ------------------------------------------------------------------------------------------------- the script
+
+
+def script(*options: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *options]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+
+
+def test_the_whole_script(tmp_path):
+    """One of ours beside one of SB3's, all through: exit status, table, and every figure of the JSON file."""
+    out = tmp_path / "benchmark.json"
+    only = ["--only", "ours 12 eager", "sb3 12"]
+    timing = ["--repeats", "3", "--seconds", "0.02", "--threads", "1", "--spin-count", "1000"]
+    done = script(*only, *timing, *TINY_OPTIONS, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert set(results) == {
+        "started", "seconds", "quotable", "machine", "versions", "seeds", "work", "setup", "environment", "workloads",
+        "learning",
+    }  # fmt: skip
+    assert results["quotable"] is False and "not to be quoted" in done.stdout
+    assert results["work"] == json.loads(json.dumps(vars(TINY)))
+    assert results["setup"] == {"device": "cpu", "threads": 1, "repeats": 3, "seconds": 0.02, "spin_count": 1000}
+    assert results["environment"]["GOMP_SPINCOUNT"] == "1000" and results["environment"]["threads"] == 1
+    assert results["seeds"] == {"market": 1, "agent": 0, "learning": []} and results["learning"] is None
+    assert results["versions"]["torch"] == torch.__version__ and results["versions"]["numpy"] == np.__version__
+    assert {"cpu", "cores", "memory_gb", "load_average", "copy_gb_per_second"} <= set(results["machine"])
+    assert results["machine"]["copy_gb_per_second"] > 0.1
+    ours, peer = results["workloads"]["iteration"]["configurations"]
+    assert [ours["name"], peer["name"]] == ["ours 12 eager", "sb3 12"]
+    assert results["workloads"]["iteration"]["targets"] == []  # none is asked of these two
+    assert_timed(ours)
+    if results["versions"]["stable-baselines3"] is None:
+        assert peer["status"] == "missing" and "stable-baselines3 is not installed" in done.stdout
+        return
+    assert_timed(peer)
+    assert f"{peer['median_steps_per_second']:,.0f}" in done.stdout
+
+
+def assert_timed(row: dict) -> None:
+    assert row["status"] == "timed" and row["reason"] is None
+    assert row["steps"] == 16 * 12 and row["calls"] >= 1 and len(row["seconds"]) == 3
+    rates = [row["steps"] * row["calls"] / s for s in row["seconds"]]
+    assert row["steps_per_second"] == pytest.approx(rates)
+    assert row["median_steps_per_second"] == pytest.approx(sorted(rates)[1])
+    assert row["microseconds_per_step"] == pytest.approx(1e6 / sorted(rates)[1])
+    assert 0 < row["memory_mb"] < row["peak_resident_mb"] and row["first_call_seconds"] > 0
+
+
+def test_wrong_input_is_one_line(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        run(benchmark.Options, benchmark.main, ["--workload", "iterations"])
+    told = capsys.readouterr()
+    assert leaving.value.code == 2 and told.out == ""
+    assert told.err == (
+        "error: workload 'iterations': accepted are iteration, parts, lookback, scaling, search, gpu, learning\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "names,more,message",
+    [
+        (["gpu"], {}, "workload gpu is for cuda, not cpu: give --device cuda"),
+        (["parts"], {"only": ["ours 12"]}, "no workload that was asked for has ours 12: accepted are environment 1024"),
+        (["learning"], {"only": ["sb3 12"]}, "no workload that was asked for has sb3 12: accepted are ours 12"),
+        (["learning"], {"seeds": 1}, "seeds=1: the learning check compares at least 2"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_timed(names, more, message):
+    with pytest.raises(InputError, match=message):
+        run_benchmark(names, TINY, Setup(), **more)
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"seconds": 0.0}, {"threads": 0}])
+def test_timing_that_measures_nothing_is_refused(wrong):
+    with pytest.raises(InputError, match="accepted are >= 1"):
+        Setup(**wrong)
+
+
+def test_one_that_breaks_stops_no_other():
+    """A lookback no segment holds, an option nobody has: each fails in its own process and says why in a line."""
+    configurations = [
+        Configuration("broken", 4, env={"lookback": 1_000}),
+        Configuration("unknown", 4, agent={"speed": 2}),
+        Configuration("environment", 4, part="environment", agent=EAGER),
+    ]
+    broken, unknown, fine = run_race(configurations, TINY, Setup(repeats=2, seconds=0.01, spin_count=1_000))
+    assert (broken.status, broken.seconds) == ("failed", []) and "lookback=1000" in broken.reason
+    assert unknown.status == "failed" and "'speed'" in unknown.reason and "\n" not in unknown.reason
+    assert fine.status == "timed" and fine.compiled is False and len(fine.seconds) == 2 and fine.steps == 192
+
+
+def test_every_configuration_can_be_built():
+    work = replace(TINY, n_assets=1)
+    market = work.market()
+    for workload in WORKLOADS.values():
+        names = [c.name for c in workload.configurations]
+        assert len(set(names)) == len(names)
+        assert all(set(target.names) <= set(names) for target in workload.targets)
+        for configuration in workload.configurations:
+            # Small, but with every option: n_envs a multiple of any number of clocks.
+            if configuration.learner == "ours":
+                few = replace(configuration, n_envs=min(64, configuration.n_envs), n_members=2)
+                env = build_env(few, work, market)
+                agent = build_agent(few, work, env, [0, 1])
+                assert env.n_envs == 2 * few.n_envs and agent.config.horizon_len == few.horizon(work)
+                assert agent.compiler.active is (few.agent.get("compile") != "off" and why_not() is None)
+
+
+# ---------------------------------------------------------------------------------------- peers do the same work
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_plain_environment_keeps_the_same_books(seed):
+    """Equity to 1e-6, observations, rewards and flags step by step, over an episode of random trades and a spree."""
+    work = replace(TINY, n_bars=700, episode_length=300, market_seed=seed)
+    market = work.market()
+    core = build_env(Configuration("core", 1), work, market)
+    plain = PlainMarketEnv(market, episode_length=300, commission_bps=work.commission_bps)
+    assert plain.observation_space == core.single_observation_space
+    assert plain.action_space == core.single_action_space
+    observation = core.reset(seed)
+    first, info = plain.reset(options={"start": int(core.bar)})
+    assert info["bar"] == int(core.bar)
+    np.testing.assert_allclose(first, build_observation(core.rows, observation, 1)[0], atol=1e-6)
+    draw = np.random.default_rng(seed)
+    for t in range(300):
+        action = draw.uniform(-1.2, 1.2, 3).astype(np.float32)
+        if t % 50 < 10:
+            action = np.abs(action)  # buys alone: the cash runs out and is shared
+        if t % 50 == 25:
+            action[:] = -1.0
+        step = core.step(torch.from_numpy(action).unsqueeze(0))
+        seen, reward, terminated, truncated, info = plain.step(action)
+        assert info["equity"] == pytest.approx(float(core.last_equity), rel=1e-6)
+        assert reward == pytest.approx(float(step.reward), abs=1e-5)
+        assert (terminated, truncated) == (bool(step.terminated), bool(step.truncated))
+        np.testing.assert_allclose(seen, build_observation(core.rows, step.final_observation, 1)[0], atol=1e-5)
+    assert truncated and info["equity"] < 90_000  # it traded: 30 bps of so many trades are dear
+
+
+def test_the_plain_environment_refuses_a_market_with_gaps(make_market, random_bars):
+    bars = {"A": random_bars(1, 300), "B": random_bars(2, 300, missing=0.1)}
+    with pytest.raises(InputError, match="needs every bar of every asset"):
+        PlainMarketEnv(make_market(bars), episode_length=50)
+    with pytest.raises(InputError, match="hold no episode of 1000 bars"):
+        PlainMarketEnv(make_market({"A": random_bars(1, 300)}))
+
+
+def test_the_batched_environment_reaches_sb3_unchanged():
+    """Observations, rewards and flags equal the environment's own; ended episodes carry their last observation."""
+    pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed (extra: peers)")
+    market, configuration = TINY.market(), Configuration("batched", 5)
+    core, view = build_env(configuration, TINY, market), sb3_vec_env(build_env(configuration, TINY, market))
+    seen = view.reset()
+    np.testing.assert_array_equal(seen, build_observation(core.rows, core.reset(), 1))
+    draw, ended = np.random.default_rng(0), 0
+    for _ in range(120):
+        action = draw.uniform(-1, 1, (5, 3)).astype(np.float32)
+        step = core.step(torch.from_numpy(action))
+        own = build_observation(core.rows, step.observation, 1).numpy()
+        last = build_observation(core.rows, step.final_observation, 1).numpy()
+        kept = seen.copy()
+        now, reward, done, infos = view.step(action)
+        np.testing.assert_array_equal(seen, kept)  # what was handed out is not written over
+        np.testing.assert_array_equal(now, own)
+        np.testing.assert_array_equal(reward, step.reward.numpy())
+        np.testing.assert_array_equal(done, (step.terminated | step.truncated).numpy())
+        for i in range(5):
+            if done[i]:
+                assert infos[i]["TimeLimit.truncated"] == bool(step.truncated[i])
+                np.testing.assert_array_equal(infos[i]["terminal_observation"], last[i])
+                ended += 1
+            else:
+                assert infos[i] == {}
+        seen = now
+    assert ended == 10  # two episodes of 50 bars in each of five environments
+
+
+@pytest.mark.parametrize("learner,module", [("sb3", "stable_baselines3"), ("sbx", "sbx")])
+def test_a_peer_that_is_not_installed_is_named(learner, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # what Python keeps for a module it must not find
+    with pytest.raises(PeerMissing, match=r"^(stable-baselines3|sbx-rl) is not installed \(extra: peers\)"):
+        peer_competitor(Configuration("peer", 1, learner), TINY, TINY.market())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_sb3_makes_the_steps_it_is_timed_for(batched, one_thread):
+    pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed (extra: peers)")
+    competitor = peer_competitor(Configuration("peer", 12, "sb3", batched=batched), TINY, TINY.market())
+    with pytest.raises(RuntimeError, match="value loss"):
+        competitor.check()
+    competitor.call()
+    competitor.call()
+    competitor.check()
+    model = competitor.call.__closure__[0].cell_contents
+    assert competitor.steps == 192 and model.num_timesteps == 384
+    assert (model.n_steps, model.batch_size, model.n_epochs) == (16, 48, 4)
+    # An update counts epochs; the optimiser counted 2 iterations of 4 epochs of 4 minibatches.
+    assert next(iter(model.policy.optimizer.state.values()))["step"] == 32
+
+
+# --------------------------------------------------------------------------------------------- what is quoted
+
+
+def timing(name: str, seconds: list[float], **more) -> Timing:
+    return Timing(name, "timed", steps=100, calls=2, seconds=seconds, **more)
+
+
+def test_targets_are_judged_round_by_round():
+    """Three rounds of 200 steps, their ratios 4, 1 and 3: the median of those, not the medians' ratio."""
+    fast, slow = timing("fast", [1.0, 4.0, 2.0], memory_mb=90.0), timing("slow", [4.0, 4.0, 6.0], memory_mb=30.0)
+    known = {"fast": fast, "slow": slow, "gone": Timing("gone", "missing", "not there")}
+    assert fast.steps_per_second == 100.0 and slow.steps_per_second == 50.0
+    pair = ("fast", "slow")
+    assert target_value(Target("", "speed-up", pair, 2.0), known) == 3.0
+    assert target_value(Target("", "slow-down", pair, 2.0), known) == pytest.approx(1 / 3)
+    assert target_value(Target("", "rate", ("fast",), 2.0), known) == 100.0
+    assert target_value(Target("", "growth", pair, 2.0), known) == 3.0
+    assert target_value(Target("", "rise", pair, 2.0), known) == pytest.approx(2.0)
+    assert judged(Target("", "speed-up", pair, 3.0), known)["met"] is True
+    assert judged(Target("", "speed-up", pair, 3.1), known)["met"] is False
+    assert judged(Target("", "growth", pair, 2.9), known)["met"] is False
+    assert judged(Target("", "speed-up", ("fast", "gone"), 3.0), known)["met"] is None
+    with pytest.raises(ValueError, match="not known"):
+        target_value(Target("", "speed", pair, 1.0), known)
+
+
+def test_the_highest_rise_is_over_anything_before():
+    assert highest_rise([2.0, 1.0, 1.5, 1.2, 1.3]) == 1.5
+    assert highest_rise([4.0, 3.0, 2.0]) == pytest.approx(0.75)
+
+
+def test_trials_per_hour():
+    assert trials_per_hour(1e6 / 3.6) == pytest.approx(1_000)  # a million steps in 3.6 s
+
+
+def test_a_kernel_that_overlaps_another_counts_once():
+    assert covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 4.0
+    assert covered([]) == 0.0
+
+
+def test_the_results_of_a_workload_as_a_table():
+    """Every figure in its place, a target beside what was measured, and a line for what is missing."""
+    workload = WORKLOADS["search"].restricted(["one by one", "20 trials x 10 folds", "sb3 one by one"], peers=True)
+    timings = [
+        timing("one by one", [1.0, 2.0, 4.0], memory_mb=12.4, compiled=False),
+        timing("20 trials x 10 folds", [0.25, 0.5, 1.0], memory_mb=50.0),
+        Timing("sb3 one by one", "missing", "stable-baselines3 is not installed"),
+    ]
+    results = workload_results(workload, timings)
+    assert [row["trials_per_hour"] for row in results["configurations"]] == pytest.approx([0.36, 1.44, None])
+    assert [target["met"] for target in results["targets"]] == [True, None]
+    lines = table({"workloads": {"search": results}}).splitlines()
+    assert lines[1].split() == "search one by one no 100 50 200 10000.00 12".split()
+    assert lines[5].split() == "search trials/hour over our one by one >= 3 4 yes".split()
+    assert lines[6].split() == "search trials/hour over SB3's >= 10 not measured ?".split()
+    assert lines[-1] == "search, sb3 one by one: missing, stable-baselines3 is not installed"
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_without_peers_their_targets_go_too():
+    kept = WORKLOADS["iteration"].restricted([], peers=False)
+    assert {c.learner for c in kept.configurations} == {"ours"} and kept.targets == ()
+    assert {c.learner for c in WORKLOADS["iteration"].configurations} == {"ours", "sb3", "sbx"}
+
+
+# ---------------------------------------------------------------------------------------------- what is learned
+
+
+def test_welch_by_hand():
+    """Means 2 and 5, variances 1 and 4 of three and two values... as 1, 2, 3 and 3, 5, 7: t = -3 / sqrt(1/3 + 4/3)."""
+    result = welch([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])
+    assert result.difference == -3.0
+    assert result.t == pytest.approx(-3 / math.sqrt(5 / 3))
+    assert result.degrees == pytest.approx((5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2))
+    assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0
+    assert welch([1.0, 1.0], [2.0, 2.0]) == welch([1.0, 1.0], [2.0, 2.0])
+    assert welch([1.0, 1.0], [2.0, 2.0]).t == -math.inf and welch([1.0, 1.0], [2.0, 2.0]).p == 0.0
+
+
+@pytest.mark.parametrize(
+    "t,degrees,p",
+    [
+        (0.0, 5, 1.0),
+        (1.0, 1, 0.5),  # Cauchy: 1 - 2 atan(1) / pi
+        (-2.0, 2, 1 - 2 / math.sqrt(6)),  # two degrees: 1 - |t| / sqrt(2 + t^2)
+        (2.228139, 10, 0.05),  # tables of Student's t
+        (2.878440, 18, 0.01),
+        (12.706205, 1, 0.05),
+    ],
+)
+def test_students_t(t, degrees, p):
+    assert two_sided_p(t, degrees) == pytest.approx(p, abs=1e-6)
+
+
+def test_the_reference_is_the_same_work_done_eagerly():
+    fast = Configuration("fast", 64, env={"lookback": 4, "clock_groups": 8}, agent={"amp": "bf16"})
+    slow = reference_of(fast)
+    assert (slow.n_envs, slow.env, slow.agent) == (64, {"lookback": 4}, {"amp": "off", "compile": "off"})
+    names = {c.name for c in quoted(torch.device("cpu"))}
+    assert {"ours 12", "ours 64 bf16", "ours 2048 bf16 clock 64", "lookback 64"} <= names
+    assert not names & {"ours 1", "sb3 12", "environment 1024"}
+
+
+def test_what_is_learned_is_a_share_of_the_planted_edge(one_thread, monkeypatch):
+    """A little training earns a good part of it, none next to nothing; the reference itself is the same as itself."""
+    monkeypatch.setattr(learning, "END", learning.SPLIT + 800)  # a shorter walk
+    work, eager = Work(hidden=(16,), samples=2_048), Configuration("eager", 64, agent=EAGER)
+    assert abs(learned_return(eager, 1, work, iterations=0)) < 0.2
+    (row,) = learning_results([eager], [1, 2], work, 12, torch.device("cpu"))
+    assert row["status"] == "reference" and all(0.25 < share < 1.2 for share in row["returns"])
+    first, second = row["returns"]
+    assert row["mean"] == pytest.approx((first + second) / 2)
+    assert row["standard_error"] == pytest.approx(abs(first - second) / 2)
+    assert row["returns"] == row["reference_returns"] and row["welch_t"] == 0.0 and row["within_noise"]
+
+
+def test_costs_are_commission_alone():
+    env = build_env(Configuration("ours", 2), TINY, TINY.market())
+    assert isinstance(env, MarketVecEnv) and env.frictions.commission_bps == 30.0
+    assert (env.frictions.spread_bps, env.frictions.slippage_bps, env.frictions.impact_coef) == (0.0, 0.0, 0.0)
