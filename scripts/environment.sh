@@ -97,7 +97,7 @@ prepare_active() {
     PYTHON="$prefix/bin/python"
     "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 ||
         fail "the active environment $prefix has no Python 3.11 or 3.12; activate another, or deactivate it"
-    [[ "$extra" == test ]] && modules+=", pytest, pytest_benchmark, hypothesis, sklearn, stable_baselines3"
+    [[ "$extra" == test ]] && modules+=", pytest, pytest_benchmark, xdist, hypothesis, sklearn, stable_baselines3"
     # -P: the current folder does not count as installed. Another copy of the project does not either.
     if "$PYTHON" -P -c "import $modules, pathlib, sys
 sys.exit(pathlib.Path(sys.argv[1]) not in pathlib.Path(drl_agents.__path__[0]).resolve().parents)" \

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment test
 cd "$ROOT"
-exec "$PYTHON" -m pytest "$@"
+# One worker for each core; a file stays with one worker, since its tests may share a market or a server.
+exec "$PYTHON" -m pytest -n auto --dist loadfile "$@"
