@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from drl_agents.agents.compilation import Compiler
 from drl_agents.networks.distributions import ActionDistribution
+from drl_agents.networks.normalizer import MarketWindows
 from drl_agents.networks.population import member_generators
 from drl_agents.rollout.buffer import Rollout
 from environments.adapters import GymnasiumVecEnv
 from environments.errors import InputError
-from environments.observation import Observation, market_window
+from environments.observation import Observation
 from environments.vec_env import VecEnv
 
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,6 +95,8 @@ class AgentBase(ABC):
             self._observation, self._explored = env.reset(), env
         draws = env.draws(horizon_len)
         compiled = self.compiler.active and env.pure
+        if env.rows is not None:
+            self.windows(env.rows)  # before anything is compiled: what is made once is not part of a step
         table = self.market_table(env, horizon_len)
         explore = self.compiler(self._explore) if compiled else self._explore
         stride = steps_per_call(env.n_envs, horizon_len) if compiled else horizon_len
@@ -138,7 +141,7 @@ class AgentBase(ABC):
         if observation.bar is not None:
             bar = observation.bar[:: env.envs_per_clock].view(p, -1)
             if table is None:
-                market = self.embed(market_window(env.rows, bar, env.lookback))
+                market = self.embed(self.windows(env.rows).at(bar))
             else:
                 market = table[torch.arange(p, device=self.device).unsqueeze(1), bar]
         return market, observation.state.view(p, -1, env.state_size)
@@ -152,9 +155,8 @@ class AgentBase(ABC):
         clocks = env.n_envs // self.n_members // env.envs_per_clock
         if env.rows is None or env.rows.shape[0] > 2 * steps * clocks:
             return None
-        bars = torch.arange(env.rows.shape[0], device=self.device)
         with self.precision():
-            return self.embed(market_window(env.rows, bars, env.lookback).expand(self.n_members, -1, -1))
+            return self.embed(self.windows(env.rows).all())
 
     def _buffer(self, env: VecEnv, horizon_len: int) -> Rollout:
         known = self._rollout
@@ -166,12 +168,16 @@ class AgentBase(ABC):
 
     # ------------------------------------------------------------------------------------------ learning
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """What acting needs of market windows (P, m, L * R), NaN where unknown: (P, m, W), a function of the bar alone.
+    def windows(self, rows: Tensor) -> MarketWindows:
+        """The windows of a market's rows (B, R) as the networks read them."""
+        return self.policy.windows(rows)
+
+    def embed(self, windows: Tensor) -> Tensor:
+        """What acting needs of market windows (P, m, L * R): (P, m, W), a function of the bar alone.
 
         The default is the windows as they are.
         """
-        return rows
+        return windows
 
     @abstractmethod
     def act(self, market: Tensor | None, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

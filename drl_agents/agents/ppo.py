@@ -11,12 +11,12 @@ from torch import Tensor
 
 from drl_agents.agents.adam import FlatAdam, LossScale
 from drl_agents.agents.base import AgentBase
+from drl_agents.networks.normalizer import MarketWindows
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
 from environments.errors import InputError
-from environments.observation import market_window
 
 PerMember = float | Sequence[float]
 
@@ -126,7 +126,7 @@ PARTS = (
 class Batch(NamedTuple):
     """The samples of a rollout by member. bar: (P, slots); a slot's samples are neighbours in what is (P, n, ...)."""
 
-    rows: Tensor | None
+    windows: MarketWindows | None
     bar: Tensor | None
     state: Tensor
     action: Tensor
@@ -182,8 +182,8 @@ class AgentPPO(AgentBase):
         column = torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1)
         return column.expand(self.n_members, 1).contiguous()
 
-    def embed(self, rows: Tensor) -> Tensor:
-        return self.policy.embed(rows, self.policy.actor)
+    def embed(self, windows: Tensor) -> Tensor:
+        return self.policy.embed(windows, self.policy.actor)
 
     def act(self, market: Tensor | None, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         (head,) = self.policy.heads(market, state, self.policy.actor)
@@ -199,7 +199,8 @@ class AgentPPO(AgentBase):
         t = rollout.horizon_len
         values = self.compiler(self._values) if self.compiler.active else self._values
         bar = None if rollout.bar is None else rollout.by_member(rollout.bar)
-        value = rollout.by_time(values(rollout.rows, bar, rollout.by_member(rollout.state)), t + 1)
+        windows = None if rollout.rows is None else self.windows(rollout.rows)
+        value = rollout.by_time(values(windows, bar, rollout.by_member(rollout.state)), t + 1)
         done = rollout.terminated | rollout.truncated
         next_value = torch.where(done, self._final_values(rollout), value[1:])
         next_value = torch.where(rollout.terminated, 0.0, next_value)
@@ -213,12 +214,11 @@ class AgentPPO(AgentBase):
             advantage = less_the_others(advantage, rollout.envs_per_clock)
         return tuple(rollout.by_member(x) for x in (advantage, returns, value[:-1]))
 
-    def _values(self, rows: Tensor | None, bar: Tensor | None, state: Tensor) -> Tensor:
+    def _values(self, windows: MarketWindows | None, bar: Tensor | None, state: Tensor) -> Tensor:
         """(P, n) values of states (P, n, K) at bars (P, m), each serving n / m states that follow one another."""
-        critic = self.policy.critic
         with self.precision():
-            market = None if bar is None else self.policy.embed(market_window(rows, bar, self.spec.lookback), critic)
-            return self.policy.heads(market, state, critic)[0].squeeze(-1)
+            seen = None if bar is None else windows.at(bar)
+            return self.policy.outputs(seen, state, self.policy.critic)[0].squeeze(-1)
 
     def _final_values(self, rollout: Rollout) -> Tensor:
         """(T, N) values of the final observations of truncated episodes; elsewhere any number.
@@ -227,7 +227,8 @@ class AgentPPO(AgentBase):
         """
         if self.device.type != "cpu":
             bar = None if rollout.final_bar is None else rollout.by_member(rollout.final_bar)
-            value = self._values(rollout.rows, bar, rollout.by_member(rollout.final_state))
+            windows = None if bar is None else self.windows(rollout.rows)
+            value = self._values(windows, bar, rollout.by_member(rollout.final_state))
             return rollout.by_time(value, rollout.horizon_len)
         values = torch.zeros_like(rollout.reward)
         step, env = rollout.truncated.nonzero(as_tuple=True)
@@ -253,7 +254,8 @@ class AgentPPO(AgentBase):
         advantage, returns, value = self.advantages(rollout)
         state, action, old = (rollout.by_member(x) for x in (rollout.state[:-1], rollout.action, rollout.log_prob))
         bar = None if rollout.bar is None else rollout.by_member(rollout.bar[:-1])
-        batch = Batch(rollout.rows, bar, state, action, old, advantage, returns)
+        windows = None if bar is None else self.windows(rollout.rows)
+        batch = Batch(windows, bar, state, action, old, advantage, returns)
         each = rollout.envs_per_clock
         slots = old.shape[1] // each
         # A standard deviation needs two samples.
@@ -303,7 +305,7 @@ class AgentPPO(AgentBase):
             by_slot = x.view(x.shape[0], batch.slots, -1, *x.shape[2:])
             return by_slot[member, index].flatten(1, 2)
 
-        rows = None if batch.bar is None else market_window(batch.rows, batch.bar[member, index], self.spec.lookback)
+        seen = None if batch.bar is None else batch.windows.at(batch.bar[member, index])
         advantage = pick(batch.advantage)
         if config.norm_adv:
             advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
@@ -311,7 +313,7 @@ class AgentPPO(AgentBase):
         with torch.enable_grad():
             with self.precision():
                 log_prob, entropy, value = torch.func.functional_call(
-                    self.policy, views, (rows, pick(batch.state), pick(batch.action))
+                    self.policy, views, (seen, pick(batch.state), pick(batch.action))
                 )
             coefficients = (hyper["clip_coef"], hyper["ent_coef"], hyper["vf_coef"])
             loss, parts = ppo_loss(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from environments.observation import market_window
+
 LIMIT = 10.0
+MAX_TABLE = 2**28  # numbers in a table of normalised rows; beyond, a gigabyte, rows are normalised as they are read
 
 
 class FixedNormalizer(nn.Module):
@@ -49,3 +52,33 @@ class RunningNormalizer(FixedNormalizer):
         self.count.copy_(total)
         std = (self.square / self.count).sqrt()
         self.std.copy_(torch.where(std > 1e-4, std, 1.0))
+
+
+class MarketWindows:
+    """What the networks read of a market: rows (B, R) normalised by each member's statistics, once per bar.
+
+    Args:
+        rows: (B, R), NaN where unknown. lookback: L. normalizer: (P, n, k * R) -> the same, unknown -> 0.
+    """
+
+    def __init__(self, rows: Tensor, lookback: int, normalizer: nn.Module, n_members: int) -> None:
+        self.rows, self.lookback, self.normalizer = rows, lookback, normalizer
+        self.n_members, self.table = n_members, None
+        if n_members * rows.numel() <= MAX_TABLE:
+            with torch.no_grad():
+                self.table = normalizer(rows.expand(n_members, -1, -1))
+
+    def at(self, bar: Tensor) -> Tensor:
+        """(P, m, L * R) the windows that end with each member's bars (P, m), oldest first."""
+        if self.table is None:
+            return self.normalizer(market_window(self.rows, bar, self.lookback))
+        member = torch.arange(self.n_members, device=bar.device).unsqueeze(1)
+        if self.lookback == 1:
+            return self.table[member, bar]
+        index = bar.unsqueeze(-1) + torch.arange(1 - self.lookback, 1, device=bar.device)
+        window = self.table[member.unsqueeze(-1), index.clamp(min=0)]
+        return (window * (index >= 0).unsqueeze(-1)).flatten(-2)
+
+    def all(self) -> Tensor:
+        """(P, B, L * R) the windows of every bar."""
+        return self.at(torch.arange(self.rows.shape[0], device=self.rows.device).expand(self.n_members, -1))

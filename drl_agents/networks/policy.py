@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from drl_agents.networks.distributions import distribution_for
-from drl_agents.networks.normalizer import FixedNormalizer, RunningNormalizer
+from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, RunningNormalizer
 from drl_agents.networks.population import MLP, affine, member_generators
 from drl_agents.networks.quantile import QuantileNormalizer
 from environments.errors import InputError
@@ -107,6 +107,12 @@ class ActorCritic(nn.Module):
         self.row_normalizer = kind(self.n_members, spec.row_size) if spec.row_size else None
         # A market's account vector is of order one by construction; what else is observed is not.
         self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
+        self._windows: MarketWindows | None = None
+        self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
+
+    def forget(self) -> None:
+        """Statistics have changed: what was normalised by the old ones is no longer of use."""
+        self._windows = None
 
     def fit_normalizer(self, env: VecEnv) -> None:
         """Fit the market's normaliser to each member's training bars; nothing to do outside a market.
@@ -117,15 +123,21 @@ class ActorCritic(nn.Module):
             self.row_normalizer.fit(env.training_rows())
         elif self.row_normalizer is not None:
             self.row_normalizer.set(*env.normalizer_stats())
+        self.forget()
 
-    def embed(self, rows: Tensor, *nets: MLP) -> Tensor:
-        """Market windows (P, m, L * R), NaN where unknown -> the market's share of the first layers of `nets` (both
-        unless told), side by side: (P, m, sum of their widths)."""
+    def windows(self, rows: Tensor) -> MarketWindows:
+        """The windows of a market's rows (B, R), NaN where unknown, as the networks read them."""
+        # What is normalised is known once the statistics are: once per bar, where the table is not too large.
+        known = self._windows
+        if known is None or known.rows is not rows:
+            self._windows = known = MarketWindows(rows, self.spec.lookback, self.row_normalizer, self.n_members)
+        return known
+
+    def embed(self, windows: Tensor, *nets: MLP) -> Tensor:
+        """Normalised market windows (P, m, L * R) -> the market's share of the first layers' sums of `nets` (both
+        unless told), side by side, biases left out: (P, m, sum of their widths)."""
         nets = nets or (self.actor, self.critic)
-        size = rows.shape[-1]
-        weight = torch.cat([net.layers[0].weight[:, :size] for net in nets], dim=-1)
-        bias = torch.cat([net.layers[0].bias for net in nets], dim=-1)
-        return affine(self.row_normalizer(rows), weight, bias)
+        return torch.bmm(windows, first_weights(nets)[:, : windows.shape[-1]])
 
     def heads(self, market: Tensor | None, state: Tensor, *nets: MLP) -> list[Tensor]:
         """What each of `nets` (both unless told) makes of embedded bars and accounts.
@@ -141,24 +153,37 @@ class ActorCritic(nn.Module):
         nets = nets or (self.actor, self.critic)
         if market is None:
             state = self.state_normalizer(state)
-            market = torch.cat([net.layers[0].bias for net in nets], dim=-1)
-        elif market.shape[1] != state.shape[1]:
-            market = spread(market, state.shape[1] // market.shape[1])
-        weight = torch.cat([net.layers[0].weight[:, -state.shape[-1] :] for net in nets], dim=-1)
-        first = affine(state, weight, market)
+        seen = with_one(state)
+        weight = first_weights(nets)[:, -seen.shape[-1] :]
+        if market is None:
+            first = torch.bmm(seen, weight)
+        else:
+            if market.shape[1] != state.shape[1]:
+                market = spread(market, state.shape[1] // market.shape[1])
+            first = affine(seen, weight, market)
+        return self._rest(first, nets)
+
+    def _rest(self, first: Tensor, nets: Sequence[MLP]) -> list[Tensor]:
         return [net.rest(own) for net, own in zip(nets, first.split([net.width for net in nets], dim=-1), strict=True)]
 
     def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Dense observations (P, n, L * R + K) as market windows and states."""
+        """Dense observations (P, n, L * R + K) as normalised market windows and states."""
         if self.row_normalizer is None:
             return None, x
         rows, state = x.split([x.shape[-1] - self.spec.state_size, self.spec.state_size], dim=-1)
-        return rows, state
+        return self.row_normalizer(rows), state
+
+    def outputs(self, windows: Tensor | None, state: Tensor, *nets: MLP) -> list[Tensor]:
+        """`heads` of normalised market windows (P, m, L * R), each serving n / m samples, and states (P, n, K)."""
+        nets = nets or (self.actor, self.critic)
+        if windows is None or windows.shape[1] != state.shape[1]:
+            return self.heads(None if windows is None else self.embed(windows, *nets), state, *nets)
+        # One window for each sample: one product of both parts is less work than two.
+        return self._rest(torch.bmm(torch.cat([windows, with_one(state)], dim=-1), first_weights(nets)), nets)
 
     def dense(self, x: Tensor, *nets: MLP) -> list[Tensor]:
         """`heads` of dense observations (P, n, L * R + K)."""
-        rows, state = self.split(x)
-        return self.heads(None if rows is None else self.embed(rows, *nets), state, *nets)
+        return self.outputs(*self.split(x), *nets)
 
     def mode(self, x: Tensor) -> Tensor:
         """x (P, n, D) -> the most likely actions (P, n, ...)."""
@@ -170,15 +195,24 @@ class ActorCritic(nn.Module):
 
     def evaluate(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log probability of `action`, entropy, value), each (P, n)."""
-        rows, state = self.split(x)
-        return self(rows, state, action)
+        return self(*self.split(x), action)
 
-    def forward(self, rows: Tensor | None, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`evaluate` of market windows (P, m, L * R), each serving n / m samples that follow one another, and states
-        (P, n, K)."""
-        head, value = self.heads(None if rows is None else self.embed(rows), state)
+    def forward(self, windows: Tensor | None, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`evaluate` of normalised market windows (P, m, L * R), each serving n / m samples that follow one another,
+        and states (P, n, K)."""
+        head, value = self.outputs(windows, state)
         log_prob, entropy = self.distribution.log_prob_entropy(head, self.log_std, action)
         return log_prob, entropy, value.squeeze(-1)
+
+
+def with_one(state: Tensor) -> Tensor:
+    """(P, n, K) -> (P, n, K + 1): a last column of ones, by which a product adds the bias and sums its gradient."""
+    return torch.cat([state, torch.ones_like(state[..., :1])], dim=-1)
+
+
+def first_weights(nets: Sequence[MLP]) -> Tensor:
+    """(P, L * R + K + 1, sum of widths): the first layers of `nets` side by side, the biases as the last row."""
+    return torch.cat([torch.cat([net.layers[0].weight, net.layers[0].bias], dim=1) for net in nets], dim=-1)
 
 
 def spread(x: Tensor, times: int) -> Tensor:

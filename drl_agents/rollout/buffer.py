@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor
 
-from environments.observation import Observation, build_observation, market_window
+from environments.observation import Observation, build_observation
 from environments.vec_env import Step, VecEnv
 
 
@@ -39,7 +39,7 @@ class Rollout:
         self.truncated = torch.zeros(t, n, dtype=torch.bool, device=device)
 
     def parts(self, stride: int) -> list[Rollout]:
-        """The buffers cut into `stride` steps each (the last may be fewer), to be written to; the same cuts each time."""
+        """The buffers cut into `stride` steps each (fewer in the last), to be written to; the same cuts each time."""
         if stride not in self._parts:
             self._parts[stride] = [
                 self._part(slice(first, min(first + stride, self.horizon_len)))
@@ -79,10 +79,6 @@ class Rollout:
     def by_time(self, x: Tensor, steps: int) -> Tensor:
         """(P, steps * N / P) -> (steps, N), the inverse of `by_member`."""
         return x.view(self.n_members, steps, -1).transpose(0, 1).reshape(steps, self.n_envs)
-
-    def windows(self, bar: Tensor) -> Tensor:
-        """(..., L * R): the market as it is seen at bars (...)."""
-        return market_window(self.rows, bar, self.lookback)
 
     def dense(self, bar: Tensor | None, state: Tensor) -> Tensor:
         """Dense observations of bars (...) and states (..., K)."""

@@ -46,12 +46,13 @@ def test_outputs_losses_and_gradients_are_those_of_the_dense_policy(activation, 
     state, action = (torch.randn(2, 32, k, generator=draws) for k in (5, 2))
     old, advantage, returns = (torch.randn(2, 32, generator=draws) for _ in range(3))
     dense = torch.cat([spread(rows, 4), state], dim=-1)
+    seen = policy.row_normalizer(rows)
 
     def result(outputs):
         loss, _ = ppo_loss(outputs[0], old, outputs[1], outputs[2], advantage, returns, 0.2, 0.01, 0.5)
         return *outputs, loss, *torch.autograd.grad(loss.sum(), list(policy.parameters()))
 
-    for one, other in zip(result(policy(rows, state, action)), result(policy.evaluate(dense, action)), strict=True):
+    for one, other in zip(result(policy(seen, state, action)), result(policy.evaluate(dense, action)), strict=True):
         assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
@@ -113,7 +114,7 @@ def test_a_rollout_of_shared_clocks_keeps_a_bar_for_each(market):
     # What a minibatch makes of a slot: the log probabilities that were stored when the policy acted.
     agent, env = build(market, 12, members=2, clock_groups=3)
     rollout = agent.explore_env(env, 40)
-    rows = rollout.windows(rollout.by_member(rollout.bar[:-1]))
+    rows = agent.windows(rollout.rows).at(rollout.by_member(rollout.bar[:-1]))
     log_prob, _, _ = agent.policy(rows, rollout.by_member(rollout.state[:-1]), rollout.by_member(rollout.action))
     assert_close(log_prob, rollout.by_member(rollout.log_prob), rtol=1e-4, atol=1e-4)
 

@@ -58,7 +58,7 @@ def agent_for(env: VecEnv, seeds=(0,), **config) -> AgentPPO:
 def shown_as_value(agent: AgentPPO) -> None:
     """Let the value of an observation be what it shows, plus 1,000 for every member before."""
     agent.policy.value = lambda x: x[..., 0] + 1_000 * torch.arange(x.shape[0]).unsqueeze(1)
-    agent._values = lambda rows, bar, state: agent.policy.value(state)
+    agent._values = lambda windows, bar, state: agent.policy.value(state)
 
 
 # ------------------------------------------------------------------------------------------ bootstrapping
@@ -110,7 +110,7 @@ def test_final_values_of_members_are_their_own_networks():
 def test_gamma_lambda_and_reward_scale_of_each_member_reach_its_environments():
     env = Clock([LONG] * 4, ["truncated"] * 4, n_members=2)
     agent = agent_for(env, seeds=(1, 2), gamma=(0.5, 0.0), gae_lambda=(0.0, 1.0), reward_scale=(1.0, 7.0))
-    agent._values = lambda rows, bar, state: torch.full(state.shape[:2], 2.0)
+    agent._values = lambda windows, bar, state: torch.full(state.shape[:2], 2.0)
     advantage, returns, _ = agent.advantages(agent.explore_env(env, 3))
     assert advantage.tolist() == [[1 + 1 - 2.0] * 6, [7 - 2.0] * 6]
     assert returns.tolist() == [[2.0] * 6, [7.0] * 6]
