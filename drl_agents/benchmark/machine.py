@@ -30,7 +30,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "cores": cpu_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average": list(os.getloadavg()),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "copy_gb_per_second": round(copy_bandwidth(device) / 1e9, 1),
     }
