@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,61 +15,20 @@ from environments.data.postgrest import SUPABASE_NAMES
 from environments.data.source import BarRequest, SourceUnavailable, load_bars
 from environments.data.store import load_dataset
 from environments.errors import InputError
+from tests.reference import postgres_server
 from tests.reference.data_api import SERVICE_KEY, DataApi, Fault
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `postgres`)")
 
 
-def tools_for(folder: Path) -> Path | None:
-    """The folder of initdb and pg_ctl: pgserver's, or the system's; None where there is neither."""
-    found = importlib.util.find_spec("pgserver")
-    if found is not None and found.origin is not None:
-        package = Path(found.origin).parent
-        if os.geteuid() == 0:
-            # A virtual environment of root's may be closed to the user the server runs as.
-            for part in (package, package.with_name("pgserver.libs")):
-                shutil.copytree(part, folder / part.name)
-            package = folder / package.name
-        return package / "pginstall" / "bin"
-    system = shutil.which("initdb")
-    return None if system is None else Path(system).resolve().parent
-
-
 @pytest.fixture(scope="module")
 def server():
-    """A connection URL of a PostgreSQL of our own, without a port: it listens on a socket in its folder.
-
-    PostgreSQL refuses to run as root, so root starts it as `nobody`. pgserver's own start is not used: as
-    root it adds a user to the system and changes the permissions of the folders above its data.
-    """
-    # Not pytest's temporary folder: the path of a socket may have 107 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    as_user = {"user": "nobody"} if os.geteuid() == 0 else {}
-
-    def tool(name, *arguments):
-        command = [str(tools / name), "-D", str(folder / "db"), *arguments]
-        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        return subprocess.run(command, cwd=folder, timeout=60, **silent, **as_user).returncode
-
+    """A connection URL of a PostgreSQL of our own."""
     try:
-        tools = tools_for(folder)
-        if tools is None:
-            pytest.skip("no PostgreSQL: neither pgserver nor initdb is installed")
-        try:
-            if as_user:
-                shutil.chown(folder, as_user["user"])
-            made = tool("initdb", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "-U", "postgres")
-        except (OSError, LookupError) as error:
-            pytest.skip(f"initdb cannot run here: {error}")
-        log = folder / "log"
-        if made or tool("pg_ctl", "-w", "-l", str(log), "-o", f"-F -h '' -k {folder}", "start"):
-            pytest.skip("PostgreSQL cannot start here")
-        try:
-            yield f"postgresql://postgres:tr0ub4dor@/postgres?host={folder}"
-        finally:
-            tool("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with postgres_server.server() as url:
+            yield url
+    except postgres_server.Unavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)
