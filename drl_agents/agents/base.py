@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drl_agents.agents.compilation import Compiler
 from drl_agents.networks.distributions import ActionDistribution
-from drl_agents.networks.normalizer import MarketWindows
+from drl_agents.networks.normalizer import MAX_TABLE, MarketWindows
 from drl_agents.networks.population import member_generators
 from drl_agents.rollout.buffer import Rollout
 from environments.adapters import GymnasiumVecEnv
@@ -25,6 +25,7 @@ from environments.errors import InputError
 from environments.observation import Observation
 from environments.vec_env import VecEnv
 
+_BLOCK = 2**24  # numbers of market windows that are embedded at a time
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -150,13 +151,27 @@ class AgentBase(ABC):
     def market_table(self, env: VecEnv, steps: int) -> Tensor | None:
         """(P, B, W) every bar of the market embedded, where that is no more work than embedding what `steps` steps see.
 
-        Calls are what small products cost, so twice the bars in one are still the lesser work.
+        Calls are what small products cost, so twice the bars in one are still the lesser work. A table of more than
+        `MAX_TABLE` numbers is not made.
         """
         clocks = env.n_envs // self.n_members // env.envs_per_clock
-        if env.rows is None or env.rows.shape[0] > 2 * steps * clocks:
+        if env.rows is None or (n_bars := env.rows.shape[0]) > 2 * steps * clocks:
             return None
-        with self.precision():
-            return self.embed(self.windows(env.rows).all())
+        windows = self.windows(env.rows)
+        # In blocks: the windows of a long lookback are many times the table they become.
+        size = max(1, _BLOCK // (self.n_members * env.lookback * env.rows.shape[1]))
+        table = None
+        for first in range(0, n_bars, size):
+            last = min(first + size, n_bars)
+            bars = torch.arange(first, last, device=self.device).expand(self.n_members, -1)
+            with self.precision():
+                part = self.embed(windows.at(bars))
+            if table is None:
+                if part.shape[0] * part.shape[2] * n_bars > MAX_TABLE:
+                    return None
+                table = part.new_empty(part.shape[0], n_bars, part.shape[2])
+            table[:, first:last] = part
+        return table
 
     def _buffer(self, env: VecEnv, horizon_len: int) -> Rollout:
         known = self._rollout

@@ -38,11 +38,12 @@ def why_not() -> str | None:
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Which guards are checked at every call: tensors, numbers and types; not what only changes when code is replaced.
+    """Which guards are checked at every call: tensors, numbers, types and functions that objects hold (an environment's
+    reward is one); not what only changes when code is replaced.
 
     Checking all of them costs as much as a step of a dozen environments.
     """
-    skipped = ("NOT_PRESENT_IN_GENERIC_DICT", "EMPTY_NN_MODULE_HOOKS_DICT", "CLOSURE_MATCH", "DICT_NOT_CONTAINS")
+    skipped = ("NOT_PRESENT_IN_GENERIC_DICT", "EMPTY_NN_MODULE_HOOKS_DICT", "DICT_NOT_CONTAINS")
     return [not entry.is_global and entry.guard_type not in skipped for entry in entries]
 
 

@@ -258,9 +258,9 @@ class AgentPPO(AgentBase):
         batch = Batch(windows, bar, state, action, old, advantage, returns)
         each = rollout.envs_per_clock
         slots = old.shape[1] // each
-        # A standard deviation needs two samples.
-        if slots < config.num_minibatches or old.shape[1] < 2 * config.num_minibatches:
-            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} bars and environments")
+        # A standard deviation needs two samples; a minibatch is made of whole slots.
+        if slots < config.num_minibatches * (2 if config.norm_adv and each == 1 else 1):
+            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} bars that were seen")
         learning_rate = hyper["learning_rate"] * (1 - self.progress if config.anneal_lr else 1)
         active = torch.ones(p, 1, dtype=torch.bool, device=self.device)
         sums = torch.zeros(len(PARTS), p, device=self.device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from environments.observation import market_window
 
 LIMIT = 10.0
-MAX_TABLE = 2**28  # numbers in a table of normalised rows; beyond, a gigabyte, rows are normalised as they are read
+MAX_TABLE = 2**28  # numbers in a table made once per bar; beyond, a gigabyte, they are made again as they are read
 
 
 class FixedNormalizer(nn.Module):
@@ -78,7 +78,3 @@ class MarketWindows:
         index = bar.unsqueeze(-1) + torch.arange(1 - self.lookback, 1, device=bar.device)
         window = self.table[member.unsqueeze(-1), index.clamp(min=0)]
         return (window * (index >= 0).unsqueeze(-1)).flatten(-2)
-
-    def all(self) -> Tensor:
-        """(P, B, L * R) the windows of every bar."""
-        return self.at(torch.arange(self.rows.shape[0], device=self.rows.device).expand(self.n_members, -1))

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from drl_agents.agents import base
+from drl_agents.agents.compilation import Compiler
 from drl_agents.agents.ppo import AgentPPO, PPOConfig, less_the_others, ppo_loss
 from drl_agents.networks.policy import ActorCritic, PolicySpec, spread
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
@@ -158,6 +160,29 @@ def test_unknown_precisions_and_compilers_are_refused(market):
     for wrong in ({"amp": "int8"}, {"compile": "yes"}):
         with pytest.raises(InputError, match="accepted are"):
             build(market, 8, config=PPOConfig(**wrong))
+
+
+def test_compiled_code_of_one_environment_is_not_run_for_another(market):
+    """Environments of the same shapes that differ in the function their reward is."""
+    rewards = []
+    for reward in ("excess", "log_return"):
+        pair = [VectorizedCryptoEnvAlpaca(market, 4, reward=reward, seed=1) for _ in range(2)]
+        action, draw = torch.ones(4, 3), pair[0].draws(1)[0]
+        with torch.no_grad():
+            for _ in range(2):
+                steps = [run(action, draw) for run in (Compiler("on")(pair[0].advance), pair[1].advance)]
+        assert_close(steps[0].reward, steps[1].reward, rtol=1e-6, atol=1e-7)
+        rewards.append(steps[1].reward)
+    assert not torch.allclose(*rewards)
+
+
+def test_tables_are_embedded_in_blocks_and_not_made_too_large(market, monkeypatch):
+    agent, env = build(market, 8, members=2)
+    whole = agent.market_table(env, 200)
+    monkeypatch.setattr(base, "_BLOCK", 7 * 2 * env.lookback * env.rows.shape[1])
+    assert_close(agent.market_table(env, 200), whole)
+    monkeypatch.setattr(base, "MAX_TABLE", whole.numel() - 1)
+    assert agent.market_table(env, 200) is None
 
 
 def test_compiled_training_is_uncompiled_training(market):
