@@ -14,6 +14,7 @@ HOUSE = ("environments", "drl_agents", "scripts")
 DOORS = {
     "optuna": ("drl_agents/search/",),
     "matplotlib": ("drl_agents/evaluation/report.py",),
+    "stable_baselines3": ("drl_agents/compat/", "drl_agents/benchmark/"),
     "yaml": ("drl_agents/training/config.py",),
     "alpaca": ("environments/data/alpaca.py", "environments/live/alpaca.py"),
 }

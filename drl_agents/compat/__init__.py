@@ -1,0 +1,1 @@
+"""Doors to other libraries: their names over our agents, their files in and out."""
