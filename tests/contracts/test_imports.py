@@ -15,6 +15,7 @@ DOORS = {
     "optuna": ("drl_agents/search/",),
     "matplotlib": ("drl_agents/evaluation/report.py",),
     "stable_baselines3": ("drl_agents/compat/", "drl_agents/benchmark/"),
+    "sklearn": ("drl_agents/compat/sklearn.py",),
     "yaml": ("drl_agents/training/config.py",),
     "alpaca": ("environments/data/alpaca.py", "environments/live/alpaca.py"),
 }
