@@ -14,11 +14,15 @@ HOUSE = ("environments", "drl_agents", "scripts")
 DOORS = {
     "arch": ("drl_agents/evaluation/bootstrap.py",),
     "optuna": ("drl_agents/search/",),
+    "textual": ("drl_agents/monitoring/terminal.py",),
     "matplotlib": ("drl_agents/evaluation/report.py", "drl_agents/evaluation/posterior_plot.py"),
     "stable_baselines3": ("drl_agents/compat/", "drl_agents/benchmark/"),
     "sklearn": ("drl_agents/compat/sklearn.py",),
+    "msgpack": ("environments/live/alpaca_local/",),
+    "starlette": ("drl_agents/monitoring/", "environments/live/alpaca_local/"),
+    "uvicorn": ("drl_agents/monitoring/", "environments/live/alpaca_local/"),
     "yaml": ("drl_agents/training/config.py",),
-    "alpaca": ("environments/data/alpaca.py", "environments/live/alpaca.py"),
+    "alpaca": ("environments/data/alpaca.py", "environments/live/alpaca_"),
 }
 
 
