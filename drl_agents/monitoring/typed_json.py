@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-TAIL_BYTES = 1 << 18  # of a file that grows by one line per bar; about 5,000 bars
-
 Record = TypeVar("Record")
 
 
@@ -24,18 +22,19 @@ def parse_time(text: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def fill(cls: type[Record], raw: Any, where: str, problems: list[str], optional: tuple[str, ...] = ()) -> Record:
+def fill(cls: type[Record], raw: Any, where: str, problems: list[str]) -> Record:
     """Make a `cls` from a JSON object by its fields' types.
 
-    A null takes the field's default. A missing key or a value of another type does too, and is noted in
-    `problems` as a line that starts with `where`, once however many records share the fault.
+    A null takes the field's default, and so does a missing key of an optional field. Any other missing key, or a value
+    of another type, does too, and is noted in `problems` as a line that starts with `where`, once however many records
+    share the fault.
     """
     values: dict[str, Any] = {}
     complaints: list[str] = []
     if not isinstance(raw, dict):
         complaints.append(f"{where}: should be a JSON object, not {shown(raw)}")
         raw = {}
-    elif missing := [name for name in _schema(cls) if name not in raw and name not in optional]:
+    elif missing := [name for name in _schema(cls) if name not in raw and name not in _optional(cls)]:
         complaints.append(f"{where}: lacks {', '.join(missing)}")
     for name, hint in _schema(cls).items():
         if raw.get(name) is None:
@@ -48,6 +47,12 @@ def fill(cls: type[Record], raw: Any, where: str, problems: list[str], optional:
             complaints.append(f"{where}: {name!r} should be {kind}, not {shown(raw[name])}")
     problems += [line for line in complaints if line not in problems]
     return cls(**values)
+
+
+@cache
+def _optional(cls: type) -> frozenset[str]:
+    """Names of the fields that a file may lack."""
+    return frozenset(item.name for item in fields(cls) if "optional" in item.metadata)
 
 
 @cache
@@ -108,21 +113,13 @@ def read_json(path: Path, problems: list[str]) -> dict | None:
     return None
 
 
-def tail_lines(path: Path, problems: list[str]) -> list[str]:
-    """The whole lines in the last `TAIL_BYTES` of a growing file."""
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Differs after a file was written, replaced, made or removed; None where it cannot be looked at."""
     try:
-        with path.open("rb") as file:
-            start = max(0, file.seek(0, 2) - TAIL_BYTES)
-            file.seek(start)
-            payload = file.read()
-    except FileNotFoundError:
-        problems.append(f"{label(path)}: missing")
-        return []
-    except OSError as error:
-        problems.append(f"{label(path)}: cannot be read ({error.strerror})")
-        return []
-    lines = payload.decode("utf-8", errors="replace").split("\n")[:-1]
-    return [line.rstrip("\r") for line in (lines[1:] if start else lines) if line.strip()]
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def label(path: Path) -> str:

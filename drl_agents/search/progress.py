@@ -162,7 +162,16 @@ def _trial(trial: FrozenTrial) -> dict[str, Any]:
         "seconds": seconds,
         "params": trial.params,
         "reason": trial.user_attrs.get("reason"),
+        "worker": _worker(trial),
     }
+
+
+def _worker(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Who runs a trial, as it signed; None once it has ended."""
+    names = ("host", "pid", "process_started")
+    if trial.state != TrialState.RUNNING or "host" not in trial.user_attrs:
+        return None
+    return {name: trial.user_attrs.get(name) for name in names}
 
 
 def _span(seconds: float) -> str:

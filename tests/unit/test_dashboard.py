@@ -1,7 +1,9 @@
-"""Dashboard: numbers for people, views that fit their screen, and the command line's exit statuses."""
+"""Dashboard on a terminal: numbers for people, what the views say, keys, and the command line's exit statuses."""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import importlib.util
 import io
 import json
@@ -10,34 +12,38 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from textual.widgets import TabbedContent
 
-from drl_agents.monitoring import dashboard, gpu
-from drl_agents.monitoring.dashboard import duration, money, number, percent, render, sparkline
-from drl_agents.monitoring.records import (
+from drl_agents.monitoring import gpu
+from drl_agents.monitoring.formatting import cents, duration, money, number, percent, setting
+from drl_agents.monitoring.plot import braille
+from drl_agents.monitoring.records import Best, Counts, Data, Gate, Objective, StudySnapshot, Trial, Worker
+from drl_agents.monitoring.snapshot import Snapshot, Watcher
+from drl_agents.monitoring.terminal import Dashboard
+from drl_agents.monitoring.trading_records import (
     AuditEvent,
-    Best,
     Champion,
-    Counts,
-    Data,
     DeploymentSnapshot,
-    Gate,
-    Objective,
+    Latency,
     Order,
+    Outlook,
     Position,
-    StudySnapshot,
+    Risk,
     TraderSnapshot,
-    Trial,
 )
-from drl_agents.monitoring.snapshot import Snapshot
+from drl_agents.monitoring.views import START, TRADE, fills, render
 from environments.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +69,9 @@ def study(**changes) -> StudySnapshot:
         "trials": [Trial(n, "complete", n / 10, "", 75.0, params) for n in range(26)],
         "age_seconds": 10.0,
         "best_so_far": [0.1 * n for n in range(18)],
+        "importances": {"gamma": 0.75, "ent_coef": 0.25},
+        "workers": [Worker("box", 4711, 1.0, "alive", [26, 27])],
+        "optuna": "optuna-dashboard logs/studies/alpha/journal.log",
         **changes,
     }
     return StudySnapshot(**values)
@@ -90,6 +99,10 @@ def trader(**changes) -> TraderSnapshot:
         "orders": [
             Order(f"o{n}", "2025-06-01T11:00:00Z", "COIN1/USD", "buy", 2.0, "filled", 2.0, 1.25) for n in range(20)
         ],
+        "risk": Risk("REDUCING", ["daily loss 3.1 % above 3 %"], {"daily_loss": 0.03}),
+        "reconciled": "2025-06-01T11:58:00Z",
+        "latency_ms": Latency(0.8, 2.5),
+        "outlook": Outlook(40, 9900.0, 10800.0, "inside"),
         "age_seconds": 10.0,
         "profit": 450.0,
         "profit_fraction": 0.045,
@@ -100,6 +113,7 @@ def trader(**changes) -> TraderSnapshot:
 
 
 def everything(**changes) -> Snapshot:
+    card = gpu.GpuSnapshot(0, "Card", 83.0, 1 << 30, 4 << 30, 61.0, 402.5, 700.0)
     values = {
         "time": NOW.isoformat(),
         "host": "box",
@@ -115,16 +129,16 @@ def everything(**changes) -> Snapshot:
                 for n in range(9)
             ],
         ),
-        "device": gpu.DeviceSnapshot(40.0, 8, 2 << 30, 8 << 30, [gpu.GpuSnapshot(0, "Card", 83.0, 1 << 30, 4 << 30)]),
+        "device": gpu.DeviceSnapshot(40.0, 8, 2 << 30, 8 << 30, [card]),
         "problems": [],
         **changes,
     }
     return Snapshot(**values)
 
 
-def text_of(snapshot: Snapshot, width: int = 80, height: int | None = 24, training: bool = False) -> str:
+def text_of(snapshot: Snapshot, width: int = 100, training: bool = False) -> str:
     file = io.StringIO()
-    Console(file=file, width=width, height=height or 100).print(render(snapshot, width, height, training))
+    Console(file=file, width=width).print(render(snapshot, training))
     return file.getvalue()
 
 
@@ -153,9 +167,10 @@ def test_money(value, text):
     assert money(value) == text
 
 
-def test_signed_money_and_percent():
+def test_signed_money_percent_and_what_is_worth_nothing():
     assert money(5.0, sign=True) == "+$5.00" and money(-5.0, sign=True) == "-$5.00"
     assert percent(0.01234) == "1.23 %" and percent(-0.5, sign=True) == "-50.00 %"
+    assert [cents(v) for v in (2.8e-8, -2.8e-8, 0.02, None)] == ["$0.00", "$0.00", "$0.02000", "–"]
 
 
 @pytest.mark.parametrize(
@@ -174,42 +189,40 @@ def test_duration(seconds, text):
 
 
 def test_a_discount_near_one_is_not_rounded_to_one():
-    assert dashboard.setting(0.9997) == "0.9997"
+    assert setting(0.9997) == "0.9997"
 
 
-def test_sparkline_spans_lowest_to_highest_and_ends_with_the_last():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([5.0, 5.0], 8) == "▁▁"
-    assert sparkline([], 8) == "" and sparkline([1, 2], 0) == ""
-    assert sparkline([0.0] * 999 + [1.0], 10) == "▁▁▁▁▁▁▁▁▁█"
-    assert sparkline([-1.7e308, 1.7e308], 5) == "▁█"
+def test_a_curve_runs_from_its_lowest_to_its_highest_value():
+    """Dots by hand: four columns of dots over two cells, four rows."""
+    assert braille([[0, 1, 2, 3]], 2, 1) == ["⡠⠊"]
+    assert braille([[3, 2, 1, 0]], 2, 1) == ["⠑⢄"]
+    assert braille([[5.0, 5.0]], 2, 1) == ["⠤⠤"]
+    assert braille([[0, None, None, 0, 3]], 1, 1) and braille([[]], 3, 2) == [] == braille([[1, 2]], 0, 2)
+    assert braille([[0, 3]], 1, 1) == ["⡸"]  # a jump is drawn through
+    assert len(braille([[-1.7e308, 1.7e308]], 5, 3)) == 3
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("problems", [[], ["a: missing", "b: missing", "c: missing"]])
-@pytest.mark.parametrize("size", [(80, 24), (80, 25), (100, 30), (119, 28), (120, 24), (140, 40), (250, 70)])
-def test_everything_fits_the_screen(size, problems, training):
-    lines = text_of(everything(problems=problems), *size, training).splitlines()
-    assert len(lines) <= size[1]
-    assert max(map(len, lines)) <= size[0]
-    assert lines[-1].startswith("CPU 40 % of 8 cores")
-    assert all(line[-1] in "│╮╯" for line in lines if line[0] in "│╭╰")  # no frame is broken by a long line
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_screen_and_no_frame_is_broken(width, training):
+    lines = text_of(everything(problems=["a: missing"]), width, training).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(line[-1] in "│╮╯" for line in lines if line[0] in "│╭╰")
 
 
-@pytest.mark.parametrize("parts", [{"study": None}, {"deployment": None}, {"study": None, "deployment": None}])
-@pytest.mark.parametrize("empty", [False, True])
-def test_parts_fit_the_screen_too(parts, empty):
-    few = trader(positions=[], orders=[], equity_curve=[]) if empty else trader()
-    assert len(text_of(everything(trader=few, **parts)).splitlines()) <= 24
-
-
-def test_the_smallest_screen_shows_what_matters():
+def test_what_matters_is_told():
     text = text_of(everything())
     for part in (
         "ACTIVE",
         "Equity $10,450.00",
         "profit +$450.00 (+4.50 %)",
         "drawdown 1.20 % (max 3.45 %)",
+        "REDUCING",
+        "daily loss 3.1 % above 3 %",
+        "daily loss 0.03",
+        "reconciled 2025-06-01 11:58",
+        "bar to order 2.5 ms (p99)",
+        "inside the back-test's 90 % band  $9,900.00 to $10,800.00 after 40 bars",
         "ppo-77",
         "from study alpha, trial 11",
         "COIN0/USD",
@@ -221,24 +234,29 @@ def test_the_smallest_screen_shows_what_matters():
         "5 pruned",
         "2 failed",
         "12 trials/hour",
-        "1.414 per year",
+        "1.414  trial 11  per year",
         "learning_rate 0.0003",
+        "gamma       0.750",
+        "box process 4711  alive  trials 26, 27",
+        "optuna-dashboard logs/studies/alpha/journal.log",
         "Sharpe 1.25",
         "overfitting 0.62",
-        "Card 83 % 1.0/4.0 GiB",
+        "Card 83 % 1.0/4.0 GiB 61 °C 402 W",
     ):
         assert part in text, part
 
 
-def test_the_training_view_shows_the_last_eight_trials_and_no_trader():
-    text = text_of(everything(), 100, 40, training=True)
+def test_the_training_view_shows_the_newest_trials_and_no_trader():
+    text = text_of(everything(), training=True)
     assert "Paper trader" not in text
-    assert re.findall(r"│ (\d+) +complete +[\d.]+ +1 min 15 s", text) == [str(n) for n in range(25, 17, -1)]
+    assert re.findall(r"│ (\d+) +complete +[\d.]+ +1 min 15 s", text) == [str(n) for n in range(25, 13, -1)]
 
 
-def test_panels_stand_side_by_side_where_there_is_room():
-    assert "Training" not in text_of(everything(), 119, 40).splitlines()[1]
-    assert "Training" in text_of(everything(), 120, 40).splitlines()[1]
+def test_a_part_of_an_order_is_told_and_a_rounding_is_not():
+    asked = {"quantity": 2.0, "filled_price": 1.25}
+    assert [fills(Order(**asked, filled_quantity=q)) for q in (2.0, 2.0 - 1e-9, 1.5, 0.0, None)] == [
+        "$1.25", "$1.25", "1.5 at $1.25", "–", "–",
+    ]  # fmt: skip
 
 
 def test_synthetic_is_loud_and_real_is_not_called_synthetic():
@@ -250,23 +268,22 @@ def test_synthetic_is_loud_and_real_is_not_called_synthetic():
 
 def test_dead_and_stale_are_told():
     assert "DEAD (its process is gone)" in text_of(everything(study=study(state="dead")))
+    assert "DEAD (its process is gone)" in text_of(everything(trader=trader(state="dead")))
     assert "STALE: updated 2 h 00 min ago" in text_of(everything(trader=trader(stale=True, age_seconds=7200.0)))
+    assert "STALE: the trader finds" in text_of(everything(trader=trader(feed_stale=True)))
 
 
-def test_a_refused_gate_gives_its_reasons():
-    gated = study(state="finished", phase="judge", gate=Gate(False, ["deflated Sharpe 0.41 below 0.95"]))
+def test_a_refused_gate_gives_its_reasons_in_full():
+    reason = "deflated Sharpe 0.41 below 0.95, " + "and so on " * 20 + "to the end"
+    gated = study(state="finished", phase="judge", gate=Gate(False, [reason]))
     text = text_of(everything(study=gated))
-    assert "refused" in text and "deflated Sharpe 0.41 below 0.95" in text and "ETA" not in text
-
-
-def test_problems_are_shown_and_counted():
-    text = text_of(everything(problems=["a: missing", "b: missing", "c: missing"]))
-    assert "a: missing" in text and "b: missing (and 1 more)" in text
+    assert "refused" in text and "to the end" in text and "ETA" not in text
 
 
 def test_files_cannot_steer_the_terminal_or_use_markup():
-    text = text_of(everything(trader=trader(model="\x1b[31mred\ud800 [bold]x[/bold]")))
-    assert "\x1b" not in text and "[bold]x[/bold]" in text
+    evil = "\x1b[31mred\ud800 [bold]x[/bold]"
+    text = text_of(everything(trader=trader(broker=evil), study=study(gate=Gate(False, [evil]))))
+    assert "\x1b" not in text and text.count("[bold]x[/bold]") == 2
     text.encode()
 
 
@@ -275,8 +292,90 @@ def test_an_almost_empty_snapshot_is_drawn():
     assert "Nothing is deployed" in text and "0/? trials" in text
 
 
-def test_training_view_without_a_study_says_how_to_start():
-    assert dashboard.START in text_of(everything(study=None), training=True)
+def test_where_nothing_was_written_the_view_says_what_to_run():
+    text = text_of(everything(study=None, trader=None))
+    assert START in text and TRADE in text
+
+
+class Scripted(Watcher):
+    """A watcher that sees what the test says."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__("logs")
+        self.snapshot, self.asked = snapshot, []
+
+    def take(self) -> Snapshot:
+        self.asked.append((self.study, self.trader))
+        return self.snapshot
+
+
+def shown(app: Dashboard) -> str:
+    """The screen's text, as the terminal shows it."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+def pilot(app: Dashboard, steps, size=(80, 24)) -> None:
+    async def run() -> None:
+        async with app.run_test(size=size) as driver:
+            await app.look()
+            await driver.pause()
+            await steps(driver)
+
+    asyncio.run(run())
+
+
+def test_keys_change_the_view_and_scroll_it():
+    app = Dashboard(Scripted(everything()), 60.0)
+
+    async def steps(driver):
+        text = shown(app)
+        assert "Equity $10,450.00" in text and "CPU 40 % of 8 cores" in text and "phase search" not in text
+        assert len(text.splitlines()) == 24 and max(map(len, text.splitlines())) == 80
+        await driver.press("2")
+        assert app.query_one(TabbedContent).active == "training" and "25/50 trials" in shown(app)
+        assert "optuna-dashboard" not in shown(app)
+        await driver.press("end")
+        await driver.pause(0.6)  # it scrolls smoothly
+        assert "optuna-dashboard" in shown(app)
+        await driver.press("1")
+        assert "Equity $10,450.00" in shown(app)
+        await driver.press("q")
+
+    pilot(app, steps)
+    assert app.return_code == 0
+
+
+def test_the_screen_follows_the_files_and_the_window():
+    watcher = Scripted(everything())
+    app = Dashboard(watcher, 60.0)
+
+    async def steps(driver):
+        watcher.snapshot = everything(trader=trader(equity=99.5))
+        await app.look()
+        await driver.pause()
+        assert "$99.50" in shown(app) and "$10,450.00" not in shown(app)
+        watcher.snapshot = everything(trader=None)
+        await app.look()
+        await driver.resize_terminal(130, 40)
+        await driver.pause()
+        assert TRADE in shown(app) and max(map(len, shown(app).splitlines())) == 130
+
+    pilot(app, steps)
+
+
+def test_the_next_study_and_the_next_trader_are_shown_in_turn():
+    watcher = Scripted(everything(studies=["alpha", "beta"], traders=["live", "other"]))
+    app = Dashboard(watcher, 60.0)
+
+    async def steps(driver):
+        await driver.press("s", "t")
+        await driver.pause()
+        assert watcher.asked[-1] == ("beta", "other")
+        await driver.press("s")
+        await driver.pause()
+        assert watcher.asked[-1] == ("alpha", "other")
+
+    pilot(app, steps)
 
 
 def command_line():
@@ -293,10 +392,15 @@ def test_once_with_nothing_written_is_friendly(tmp_path, capsys):
     assert len(out.splitlines()) == 1 and "./start_vectorized_training.sh" in out
 
 
-def test_unknown_study_and_bad_refresh_exit_with_two(tmp_path, capsys):
+def test_what_cannot_be_done_exits_with_two_and_one_line(tmp_path, capsys):
     write_json(tmp_path / "studies" / "alpha" / "progress.json", {})
-    for arguments, told in ((["--study", "nope"], "there is: alpha"), (["--refresh", "nan"], "at least 0.1")):
-        assert command_line()(["--once", "--logs", str(tmp_path), *arguments]) == 2
+    for arguments, told in (
+        (["--once", "--study", "nope"], "there is: alpha"),
+        (["--once", "--refresh", "nan"], "at least 0.1"),
+        (["--web", "--once"], "without --once"),
+        (["--web", "--port", "0"], "1 to 65535"),
+    ):
+        assert command_line()(["--logs", str(tmp_path), *arguments]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and len(captured.err.splitlines()) == 1 and told in captured.err
 
@@ -309,17 +413,13 @@ def test_json_and_once_print_the_study(tmp_path, capsys):
     assert "FINISHED" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_ctrl_c_leaves_the_full_screen_view_cleanly(tmp_path):
+def test_a_signal_leaves_the_full_screen_view_cleanly(tmp_path):
     write_json(tmp_path / "studies" / "alpha" / "progress.json", {"study": "alpha", "state": "finished"})
-    import fcntl
-    import termios
-
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONDONTWRITEBYTECODE": "1"}
     child = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--logs", str(tmp_path), "--refresh", "0.2"],
+        [sys.executable, str(SCRIPT), "--training", "--logs", str(tmp_path), "--refresh", "0.2"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -338,7 +438,7 @@ def test_ctrl_c_leaves_the_full_screen_view_cleanly(tmp_path):
                     break
                 seen += piece
             if b"FINISHED" in seen and not interrupted:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(signal.SIGTERM)
                 interrupted = True
         assert child.wait(timeout=10) == 0
     finally:
@@ -349,3 +449,26 @@ def test_ctrl_c_leaves_the_full_screen_view_cleanly(tmp_path):
     # Alternate screen entered and left, cursor hidden and shown again.
     assert seen.rfind(b"\x1b[?1049l") > seen.rfind(b"\x1b[?1049h") >= 0
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l") >= 0
+
+
+def test_the_web_server_prints_its_address_and_ends_at_a_signal(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    child = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--web", "--port", str(port), "--logs", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert f"http://127.0.0.1:{port}/ " in child.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/events", timeout=20) as stream:
+            assert stream.readline().startswith(b"data: ")
+            child.send_signal(signal.SIGINT)  # while a page is open
+            rest = child.communicate(timeout=20)[0]
+        assert child.returncode == 0 and "Traceback" not in rest
+    finally:
+        child.kill()
+        child.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -12,9 +13,13 @@ from datetime import UTC, datetime, timedelta
 import psutil
 import pytest
 
-from drl_agents.monitoring import gpu, typed_json
-from drl_agents.monitoring.records import Trial
-from drl_agents.monitoring.snapshot import best_so_far, check_names, find_studies, process_state, take_snapshot, thin
+from drl_agents.monitoring import curve, gpu, tail
+from drl_agents.monitoring.liveness import process_state
+from drl_agents.monitoring.records import Trial, Worker
+from drl_agents.monitoring.snapshot import Watcher, check_names, find_studies, take_snapshot
+from drl_agents.monitoring.study import best_so_far, optuna_command, thin, workers
+from drl_agents.monitoring.trader import outlook
+from drl_agents.monitoring.trading_records import Outlook, Prediction
 from environments.errors import InputError
 from environments.files import write_json
 
@@ -215,6 +220,10 @@ def test_halted_stays_halted_when_its_process_is_gone(tmp_path):
     write_trader(tmp_path, state="HALTED", process={"pid": ended_pid(), "process_started": 1.0})
     trader = take_snapshot(tmp_path).trader
     assert trader.state == "HALTED" and trader.process_state == "gone"
+    write_trader(tmp_path, state="HALTED", updated=iso(9000))
+    assert take_snapshot(tmp_path).trader.stale  # its process is there, and should have written
+    write_trader(tmp_path, state="HALTED", updated=iso(9000), process={"pid": ended_pid(), "process_started": 1.0})
+    assert not take_snapshot(tmp_path).trader.stale
 
 
 def test_stale_study_allows_three_trials_at_its_own_pace(tmp_path):
@@ -262,12 +271,11 @@ def test_torn_last_equity_line_is_ignored_and_a_broken_one_is_counted(tmp_path):
     assert taken.problems == ["live/equity.csv: 2 lines are not timestamp,equity,cash and were left out"]
 
 
-def test_a_long_equity_file_is_read_from_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(typed_json, "TAIL_BYTES", 1000)
-    write_trader(tmp_path, equity=equity_csv(500))
-    taken = take_snapshot(tmp_path)
-    assert taken.problems == [] and taken.trader.equity_curve[-1] == 1499.0
-    assert 20 < len(taken.trader.equity_curve) < 35
+def test_a_long_file_is_read_from_its_end_by_whole_lines(tmp_path):
+    path = tmp_path / "equity.csv"
+    path.write_text(equity_csv(500))
+    lines, anew = tail.Tail(path, 1000).read([])
+    assert anew and lines == equity_csv(500).splitlines()[-len(lines) :] and 20 < len(lines) < 35
 
 
 @pytest.mark.parametrize(
@@ -359,7 +367,7 @@ def test_thin_keeps_both_ends():
 
 
 class FakeCuda:
-    """torch.cuda as far as it is asked; `utilization` fails the way it does without nvidia-ml-py."""
+    """torch.cuda as far as it is asked; it fails the way it does without nvidia-ml-py."""
 
     class properties:
         name, total_memory = "Card", 8 << 30
@@ -384,17 +392,51 @@ class FakeCuda:
     def utilization(self, index):
         return 37
 
+    def temperature(self, index):
+        return 61
+
+    def power_draw(self, index):
+        return 250_500  # milliwatts
+
 
 def test_a_gpu_is_measured_or_the_reason_is_told(monkeypatch):
     import torch
 
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch, "cuda", FakeCuda(measurable=True))
-    assert gpu.take_device_snapshot().gpus == [gpu.GpuSnapshot(0, "Card", 37.0, 2 << 30, 8 << 30)]
+    assert gpu.take_device_snapshot().gpus == [gpu.GpuSnapshot(0, "Card", 37.0, 2 << 30, 8 << 30, 61.0, 250.5)]
     monkeypatch.setattr(torch, "cuda", FakeCuda(measurable=False))
     device = gpu.take_device_snapshot()
     assert device.gpus == [gpu.GpuSnapshot(0, "Card", None, None, 8 << 30)]
     assert device.reasons == ["GPU 0: nvidia-ml-py does not seem to be installed"]
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus", "reasons"),
+    [
+        (
+            "echo '0, NVIDIA H200, 83, 1024, 2048, 61, 402.5, 700.00'; echo '1, Old, [N/A], 5, 8, 40, [N/A], [N/A]'",
+            [
+                gpu.GpuSnapshot(0, "NVIDIA H200", 83.0, 1 << 30, 2 << 30, 61.0, 402.5, 700.0),
+                gpu.GpuSnapshot(1, "Old", None, 5 << 20, 8 << 20, 40.0),
+            ],
+            [],
+        ),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", [], ["nvidia-smi: NVIDIA-SMI has failed"]),
+        ("echo nonsense", [], ["nvidia-smi: said 'nonsense'"]),
+        ("exec sleep 60", [], ["nvidia-smi: Command"]),
+    ],
+)
+def test_the_drivers_own_tool_is_read(tmp_path, monkeypatch, script, gpus, reasons):
+    """A stand-in prints what nvidia-smi does in its csv,noheader,nounits format."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu, "SMI_SECONDS", 0.3)
+    found, told = gpu.ask_driver(str(tool))
+    assert found == gpus
+    assert len(told) == len(reasons) and all(line.startswith(start) for line, start in zip(told, reasons, strict=True))
 
 
 def test_processor_and_memory_are_measured():
@@ -403,6 +445,182 @@ def test_processor_and_memory_are_measured():
 
 
 def test_without_torch_the_processor_is_still_measured(monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` raise ImportError
     device = gpu.take_device_snapshot()
     assert device.cpu_percent is not None and device.gpus == [] and "torch does not import" in device.reasons[0]
+
+
+def test_only_new_lines_are_read_and_a_file_begun_anew_is_noticed(tmp_path):
+    """Also where it keeps its inode and has grown past where the last look ended."""
+    path, told = tmp_path / "log", []
+    follower = tail.Tail(path)
+    assert follower.read(told) == ([], True) and len(told) == 1
+    path.write_text("a\nb\nhal")
+    assert follower.read(told) == (["a", "b"], True)
+    with path.open("a") as file:
+        file.write("f\n")
+    assert follower.read(told) == (["half"], False)
+    assert follower.read(told) == ([], False)
+    path.write_text("x\ny\nother\nlonger than before\n")
+    assert follower.read(told) == (["x", "y", "other", "longer than before"], True)
+    path.write_text("x\n")
+    assert follower.read(told) == (["x"], True)
+    other = tmp_path / "other"
+    other.write_text("x\nz\n")
+    os.replace(other, path)
+    assert follower.read(told) == (["x", "z"], True) and len(told) == 1
+
+
+def test_a_curve_grows_bar_by_bar_and_keeps_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr(curve, "CURVE_BARS", 8)
+    path = tmp_path / "equity.csv"
+    path.write_text(equity_csv(6))
+    follower, told = curve.EquityCurve(path), []
+    follower.update(told)
+    assert (follower.first, follower.end, follower.version) == (0, 6, 1)
+    with path.open("a") as file:
+        file.write("".join(equity_csv(11).splitlines(keepends=True)[7:]))
+    follower.update(told)
+    assert (follower.version, follower.first, follower.end) == (1, 3, 11)
+    assert follower.equity == [1000.0 + i for i in range(3, 11)]
+    assert told == [] and follower.expected == [None] * 8
+
+
+def test_what_the_backtest_expects_is_a_fourth_column(tmp_path):
+    path = tmp_path / "equity.csv"
+    path.write_text("timestamp,equity,cash,expected\n2025-01-01T00:00:00Z,10,5,10.5\n2025-01-01T01:00:00Z,11,5,\n")
+    follower, told = curve.EquityCurve(path), []
+    follower.update(told)
+    assert follower.expected == [10.5, None] and told == []
+    assert follower.time == [1735689600.0, 1735693200.0]
+
+
+def test_risk_latency_and_reconciliation_are_read_where_the_trader_tells_them(tmp_path):
+    risk = {"state": "REDUCING", "reasons": ["daily loss 3.1 % above 3 %"], "limits": {"daily_loss": 0.03}}
+    when = iso(30)
+    write_trader(tmp_path, risk=risk, reconciled=when, latency_ms={"p50": 0.8, "p99": 2.5}, stale=True)
+    taken = take_snapshot(tmp_path)
+    assert taken.problems == []
+    assert taken.trader.risk.state == "REDUCING" and taken.trader.risk.limits == {"daily_loss": 0.03}
+    assert taken.trader.reconciled == when and taken.trader.latency_ms.p99 == 2.5
+    assert taken.trader.feed_stale and not taken.trader.stale
+
+
+def test_a_prediction_is_read_whole_or_not_at_all(tmp_path):
+    write_trader(tmp_path)
+    path = tmp_path / "paper" / "live" / "prediction.json"
+    given = {"bars": [1, 2], "q05": [-0.1, -0.2], "q50": [0.0, 0.1], "q95": [0.2, 0.3], "from": iso(60)}
+    write_json(path, given)
+    taken = take_snapshot(tmp_path)
+    assert taken.problems == [] and taken.trader.prediction.q95 == [0.2, 0.3]
+    assert taken.trader.prediction.start == given["from"]
+    write_json(path, {**given, "model": "another", "equity": 1000.0})
+    assert take_snapshot(tmp_path).trader.prediction is None
+    write_json(path, {**given, "q05": [-0.1]})
+    taken = take_snapshot(tmp_path)
+    assert taken.trader.prediction is None and "one length" in taken.problems[0]
+    for bars in ([0, 1], [2, 1], [1, 10**9]):
+        write_json(path, {**given, "bars": bars})
+        assert take_snapshot(tmp_path).trader.prediction is None
+
+
+def test_where_the_equity_stands_in_its_prediction(tmp_path):
+    """From bar 1 (equity 1001) on: after 2 bars 1001 exp(q), against the equity 1003."""
+    follower = curve.EquityCurve(tmp_path / "equity.csv")
+    (tmp_path / "equity.csv").write_text(equity_csv(4))
+    follower.update([])
+    given = {"bars": [1, 2], "q05": [0.0, -math.log(2)], "q50": [0.0, 0.0], "q95": [0.0, math.log(2)]}
+    start = "2025-01-01T01:00:00Z"
+    assert outlook(Prediction(**given, start=start), follower) == Outlook(2, 500.5, 2002.0, "inside")
+    assert outlook(Prediction(**given, start=start, equity=10.0), follower).where == "above"
+    assert outlook(Prediction(**given, start=start, equity=3000.0), follower).where == "below"
+    assert outlook(Prediction(**given, start="2025-01-01T00:00:00Z"), follower) is None  # three bars: not predicted
+    assert outlook(Prediction(**given, start="2024-12-31T23:00:00Z"), follower) is None  # before the first bar known
+    assert outlook(Prediction(**{**given, "q95": [0.0, 1e6]}, start=start), follower) is None
+
+
+def test_the_models_lineage_comes_from_its_bundle_and_from_no_other(tmp_path):
+    write_trader(tmp_path, model="a" * 64)
+    manifest = {
+        "id": "a" * 64,
+        "code_version": "1.0",
+        "lineage": {"study": "alpha", "trial": 4, "value": 1.5, "seed": 7, "timesteps": 100, "data": {"bars": 9}},
+    }
+    write_json(tmp_path / "studies" / "alpha" / "bundle" / "bundle.json", manifest)
+    lineage = take_snapshot(tmp_path).trader.lineage
+    assert (lineage.trial, lineage.value, lineage.code_version, lineage.data.bars) == (4, 1.5, "1.0", 9)
+    write_json(tmp_path / "studies" / "alpha" / "bundle" / "bundle.json", {**manifest, "id": "b" * 64})
+    assert take_snapshot(tmp_path).trader.lineage is None
+
+
+def test_workers_are_those_that_run_trials_now():
+    here = {"host": socket.gethostname(), **this_process()}
+    trials = [
+        Trial(0, "complete", 1.0, worker=Worker(**here)),
+        Trial(1, "running", worker=Worker(**here)),
+        Trial(2, "running", worker=Worker(**here)),
+        Trial(3, "running", worker=Worker("elsewhere", 12, 1.0)),
+        Trial(4, "running"),
+    ]
+    found = {w.host: (w.state, w.trials) for w in workers(trials)}
+    assert found == {socket.gethostname(): ("alive", [1, 2]), "elsewhere": ("unknown", [3])}
+
+
+def test_optunas_own_dashboard_is_named_with_a_command_that_a_shell_takes(tmp_path):
+    folder = tmp_path / "with space"
+    assert optuna_command(folder) == ""
+    folder.mkdir()
+    (folder / "journal.log").write_text("")
+    assert optuna_command(folder) == f"optuna-dashboard '{folder}/journal.log'"
+
+
+def test_the_parameter_that_decides_is_the_most_important(tmp_path):
+    rows = [
+        {
+            "number": n,
+            "state": "complete",
+            "value": float(-abs(n % 10 - 7)),
+            "started": "",
+            "seconds": 1.0,
+            "params": {"decides": float(n % 10), "idle": float(n * 7919 % 40), "constant": 3},
+        }
+        for n in range(40)
+    ]
+    write_study(tmp_path, trials=rows)
+    watcher = Watcher(tmp_path)
+    shares = watcher.take().study.importances
+    assert list(shares) == ["decides", "idle"] and shares["decides"] > 0.6
+    assert sum(shares.values()) == pytest.approx(1.0)
+    write_study(tmp_path, trials=rows[:7])
+    assert watcher.take().study.importances == {}
+
+
+def test_a_file_that_was_not_written_is_not_parsed_again(tmp_path, monkeypatch):
+    write_study(tmp_path)
+    watcher = Watcher(tmp_path)
+    first = watcher.take().study
+    monkeypatch.setattr("drl_agents.monitoring.study.read_json", lambda *_: pytest.fail("parsed again"))
+    second = watcher.take().study
+    assert second.trials is first.trials and second.state == "running"
+
+
+def test_what_a_study_writes_is_read_without_problems(tmp_path):
+    import optuna
+
+    from drl_agents.search.progress import StudyProgress
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name="alpha", direction="maximize")
+    for value in (0.5, 1.5):
+        study.tell(study.ask({"gamma": optuna.distributions.FloatDistribution(0.9, 0.99)}), value)
+    running = study.ask()
+    for name, value in {**this_process(), "host": socket.gethostname()}.items():
+        running.set_user_attr(name, value)
+    facts = {"source": "sample", "symbols": ["A"], "timeframe": "1d", "bars": 9, "fingerprint": "ab"}
+    StudyProgress(study, tmp_path / "studies" / "alpha", 10, facts, False, None).update()
+    taken = take_snapshot(tmp_path)
+    assert taken.problems == []
+    assert taken.study.best.value == 1.5 and taken.study.counts.running == 1
+    assert [(w.pid, w.state, w.trials) for w in taken.study.workers] == [(os.getpid(), "alive", [2])]
+    assert taken.study.trials[0].worker is None
