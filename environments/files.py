@@ -6,6 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0)  # can be read only by setting it
+os.umask(_UMASK)
+
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a crash at any moment leaves the old content or the new.
@@ -18,6 +21,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     payload = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o666 & ~_UMASK)  # as any new file: a temporary one is its owner's alone
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
             file.flush()
