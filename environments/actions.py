@@ -21,7 +21,16 @@ from torch import Tensor
 from environments.errors import InputError
 from environments.features import Bars
 from environments.market import Market
-from environments.portfolio import Account, acceptable, floor_to, remnant, within_limit
+from environments.portfolio import (
+    Account,
+    acceptable,
+    differentiated,
+    floor_to,
+    remnant,
+    straight_through,
+    with_sign,
+    within_limit,
+)
 from environments.regimes import HOLD, N_FACTORS, REGIMES, asset_factors, target_weights
 from environments.rules import HALF, RuleTensors
 
@@ -38,10 +47,13 @@ class ActionScheme(ABC):
     `rows`, across the assets at each bar. Neither may look ahead, nor further back than `features.MEMORY` bars.
 
     name: what the option `action` calls it. n_factors: K, how many numbers `factors` gives per asset and bar; 0
-    for a scheme that needs nothing of the kind.
+    for a scheme that needs nothing of the kind. differentiable: the orders have a gradient to every entry of the
+    action; where actions are choices, `orders` then also takes shares of the choices, (N, choices) floats that add up
+    to 1, and gives the same mixture of their orders.
     """
 
     name: str
+    differentiable: bool = False
     n_factors: int = 0
 
     @abstractmethod
@@ -97,6 +109,12 @@ class ActionScheme(ABC):
             factors[own, asset] = self.factors(bars, further)
         return self.rows(torch.from_numpy(factors), judged.cpu()).to(market.device, market.dtype)
 
+    def why_no_gradient(self) -> str | None:
+        """What keeps gradients from flowing back from orders to actions; None where they do."""
+        if self.differentiable:
+            return None
+        return f"action scheme {self.name!r} has no gradient to its whole action: accepted are {_DIFFERENTIABLE}"
+
     @property
     def options(self) -> dict[str, Any]:
         """The scheme's options by name: `build_scheme(scheme.name, **scheme.options)` is the scheme again."""
@@ -121,6 +139,8 @@ def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, ru
         rest = (account.shares - size).detach()
         rounded = torch.where(selling & (rest < remnant(account.shares, rules)), account.shares, rounded)
     size = rounded * (acceptable(rounded, mark, rules) & judged)
+    if differentiated(rounded):
+        size = straight_through(size, rounded * judged)
     value = size * mark
     proceeds = value * selling
     bill = (value - proceeds).sum(-1)
@@ -129,16 +149,21 @@ def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, ru
     less = floor_to(size * share, rules.increment)
     less = less * acceptable(less, mark, rules)
     size = torch.where((bill > spendable).unsqueeze(-1) & ~selling, less, size)
-    return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
+    return _signed(size, wanted)
+
+
+def _signed(size: Tensor, wanted: Tensor) -> Tensor:
+    orders = with_sign(size, wanted)
+    return straight_through(orders.masked_fill(size == 0, 0.0), orders)  # no order is 0.0, and never -0.0
 
 
 def _margin_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
     if not rules.margin.shorting:
         wanted = torch.maximum(wanted, -account.shares)
     size = floor_to(wanted.abs(), rules.increment)
-    size = size * (acceptable(size, mark, rules) & judged)
-    size = within_limit(size, wanted, account, mark, None, rules)
-    return torch.copysign(size, wanted).masked_fill(size == 0, 0.0)
+    kept = size * (acceptable(size, mark, rules) & judged)
+    size = straight_through(kept, size * judged) if differentiated(size) else kept
+    return _signed(within_limit(size, wanted, account, mark, None, rules), wanted)
 
 
 def units_toward(
@@ -168,6 +193,7 @@ class Trades(ActionScheme):
 
     max_trade: float = 0.25
     name = "trades"
+    differentiable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.max_trade <= 1:
@@ -198,6 +224,7 @@ class TargetWeights(ActionScheme):
 
     sharpness: float = 5.0
     name = "weights"
+    differentiable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.sharpness <= 100:
@@ -275,10 +302,12 @@ class SignalSize(ActionScheme):
 class Regimes(ActionScheme):
     """Discrete(12): one of twelve portfolios defined by factors, see `environments.regimes`.
 
-    Assets that cannot be judged now get no weight and are left as they are held. HOLD sends no orders.
+    Assets that cannot be judged now get no weight and are left as they are held. HOLD sends no orders. Of shares p of
+    the twelve the order is the mixture of theirs: 1 - p_HOLD of the way to the portfolio sum_k p_k w_k / (1 - p_HOLD).
     """
 
     name = "regimes"
+    differentiable = True
     n_factors = N_FACTORS
 
     def space(self, n_assets: int) -> gymnasium.Space:
@@ -293,12 +322,19 @@ class Regimes(ActionScheme):
     def orders(self, action, account, equity, mark, judged, rules, row=None):
         if row is None:
             raise ValueError("the orders of a regime need the row of its table: (N, 12, A) target weights")
+        if action.is_floating_point():
+            share = action.to(mark.dtype)
+            moving = 1 - share[:, HOLD : HOLD + 1]
+            mixed = torch.einsum("nk,nka->na", share, row) / moving.clamp(min=1e-12)
+            wanted = moving * units_toward(mixed, account, equity, mark, judged, rules)
+            return to_orders(wanted, account, mark, judged, rules)
         weights = row[torch.arange(len(action), device=action.device), action]
         wanted = units_toward(weights, account, equity, mark, judged, rules)
         return to_orders(wanted.masked_fill((action == HOLD).unsqueeze(-1), 0.0), account, mark, judged, rules)
 
 
 SCHEMES: dict[str, type[ActionScheme]] = {kind.name: kind for kind in (Trades, TargetWeights, SignalSize, Regimes)}
+_DIFFERENTIABLE = ", ".join(name for name, kind in SCHEMES.items() if kind.differentiable)
 
 
 def find_scheme(name: str) -> type[ActionScheme]:

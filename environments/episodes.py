@@ -98,7 +98,9 @@ class EpisodeStarts:
         # Position in the member's table of walks, where starts are not random.
         walk = self.offset + torch.arange(self.per_member, device=device).repeat(len(counts)) % self.count
         self.first, self.last = self.starts[walk], self.stops[walk]
-        self.generators = [torch.Generator() for _ in member_segments]
+        # On a GPU they draw there: what is drawn on the host has to cross to it, and waits for it.
+        own = device if device.type == "cuda" else torch.device("cpu")
+        self.generators = [torch.Generator(own) for _ in member_segments]
         self.reseed(seed)
 
     def reseed(self, seed: int | Sequence[int]) -> None:
@@ -111,8 +113,8 @@ class EpisodeStarts:
         self._refill()
 
     def _refill(self) -> None:
-        # Drawn on the CPU, per member: the same starts on every device and beside any other members.
-        blocks = [torch.rand(_BLOCK, self.per_member, generator=g) for g in self.generators]
+        # Per member: the same starts beside any other members.
+        blocks = [torch.rand(_BLOCK, self.per_member, generator=g, device=g.device) for g in self.generators]
         self.uniform = torch.cat(blocks, dim=1).to(self.device)
         self.cursor = 0
 

@@ -22,7 +22,9 @@ credited; US stocks: no commission); Almgren et al., "Direct Estimation of Equit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from environments.errors import InputError
 from environments.market import Market
 
 BPS = 1e-4
+COEFFICIENTS = ("commission_bps", "spread_bps", "slippage_bps", "impact_coef")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Frictions:
 
     impact_reference: "portfolio" or "volume". participation: share of the filling bar's volume an order may take, in
     (0, 1]; None: all that is ordered. fee_in: "quote" (currency) or "received", where the commission is taken.
+    In a population the coefficients may be tensors (N, 1) in place of numbers, see `each_members`.
     """
 
     commission_bps: float = 0.0
@@ -52,7 +56,7 @@ class Frictions:
     fee_in: str = "quote"
 
     def __post_init__(self) -> None:
-        for name in ("commission_bps", "spread_bps", "slippage_bps", "impact_coef"):
+        for name in COEFFICIENTS:
             value = getattr(self, name)
             # Together under one: a sale whose costs exceed its proceeds could not be paid for.
             limit = 0.5 if name == "impact_coef" else 1_000
@@ -70,17 +74,54 @@ class Frictions:
         own = {"commission_bps": 25.0, "fee_in": "received"} if asset_class == "crypto" else {}
         return cls(**{**own, **overrides})
 
+    @classmethod
+    def each_members(cls, own: Sequence[Frictions], each: int, dtype: torch.dtype, device: torch.device) -> Frictions:
+        """The frictions of P * each environments, `each` in succession with those of one of `own`.
+
+        Coefficients in which the members agree stay numbers. The others are tensors (P * each, 1): a population whose
+        members pay different costs is one batch, and each pays what it pays alone.
+
+        Raises:
+            InputError: the members differ in what is no coefficient.
+        """
+        rest = {replace(member, **dict.fromkeys(COEFFICIENTS, 0.0)) for member in own}
+        if len(rest) > 1:
+            accepted = ", ".join(COEFFICIENTS)
+            raise InputError(f"frictions of one population: accepted are members that differ in {accepted}")
+        merged = copy.copy(own[0])
+        for name in COEFFICIENTS:
+            values = [getattr(member, name) for member in own]
+            if len(set(values)) > 1:
+                column = torch.tensor(values, dtype=dtype, device=device).repeat_interleave(each).unsqueeze(-1)
+                object.__setattr__(merged, name, column)  # each was checked as a number
+        return merged
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def reads_volume(self) -> bool:
         """Does what is filled, or what it costs, depend on the filling bar's volume?"""
-        return self.participation is not None or (self.impact_reference == "volume" and self.impact_coef > 0)
+        return self.participation is not None or (self.impact_reference == "volume" and self.has_impact)
 
     @property
-    def credited(self) -> float:
-        """Units credited for each unit bought."""
+    def has_impact(self) -> bool:
+        """Is there an impact, of any member's?"""
+        return _positive(self.impact_coef)
+
+    @property
+    def has_slippage(self) -> bool:
+        """Is there slippage, of any member's?"""
+        return _positive(self.slippage_bps)
+
+    @property
+    def kept_in_units(self) -> bool:
+        """Is a commission, of any member's, taken from the units that a buy brings in?"""
+        return self.fee_in == "received" and _positive(self.commission_bps)
+
+    @property
+    def credited(self) -> float | Tensor:
+        """Units credited for each unit bought; (N, 1) where the members' commissions differ."""
         return 1 - self.commission_bps * BPS if self.fee_in == "received" else 1.0
 
     def rate(self, slip: Tensor | None) -> Tensor | float:
@@ -98,12 +139,17 @@ class Frictions:
             rate: `rate(slip)` where it is known already.
         """
         rate = self.rate(slip) if rate is None else rate
-        if self.impact_coef:
+        if self.has_impact:
             # Clamped away from 0: the square root's slope there is infinite and would poison gradients. Of what a
             # liquid market trades in a bar, a small order is a smaller part than of any portfolio.
             least, most = (1e-30, 1.0) if self.impact_reference == "volume" else (1e-12, None)
             rate = rate + self.impact_coef * (value / reference).clamp(min=least, max=most).sqrt()
         return value * rate
+
+
+def _positive(coefficient: float | Tensor) -> bool:
+    # A tensor is of members that differ, so one of them is not 0; to look would make the host wait for the device.
+    return isinstance(coefficient, Tensor) or coefficient > 0
 
 
 def slippage_table(market: Market, seed: int) -> Tensor:

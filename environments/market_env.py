@@ -30,10 +30,12 @@ from environments.frictions import Frictions, slippage_table
 from environments.margin import MarginTerms
 from environments.market import Market
 from environments.observation import Observation, account_size, account_vector
-from environments.portfolio import close_bar, equity, match, open_account, settle
-from environments.rewards import Outcome, parse_reward, reward_scale
+from environments.portfolio import Account, close_bar, equity, match, open_account, settle
+from environments.rewards import Outcome, Reward, parse_reward, reward_scale
 from environments.rules import RuleBook
 from environments.vec_env import Step, VecEnv
+
+PerMember = float | Sequence[float | None]
 
 
 class MarketVecEnv(VecEnv):
@@ -50,14 +52,14 @@ class MarketVecEnv(VecEnv):
             `action_options`: of any, by name (see `environments.actions`).
         reward: a reward term, or several with their weights (see `environments.rewards`). Returns in it are divided by
             the standard deviation of the equal-weight one-bar return over the member's segments, so that learners meet
-            rewards of order one in any market.
+            rewards of order one in any market. One text, or one per member: the same terms with weights of their own.
         episode_length: bars after which an episode is truncated; None: at the end of its segment.
         initial_cash: currency an episode begins with.
         ruin: the share of the initial cash at or under which an episode is terminated.
         decision_lag: bars from the decision to the fill, >= 1.
         fill_at: "open" or "close" of the filling bar.
         commission_bps, spread_bps, slippage_bps, impact_coef, impact_reference, participation, fee_in: see `Frictions`;
-            None takes the venue's.
+            None takes the venue's. The coefficients: one for all, or one per member.
         slippage_seed: seed of the slippage draws.
         margin, shorting, borrow_bps, margin_rate_bps, maintenance_margin, maintenance_margin_short, bars_per_year: of
             stocks, see `MarginTerms`; None takes its defaults, a cash account, and the market's bars per year. What is
@@ -90,16 +92,16 @@ class MarketVecEnv(VecEnv):
         sharpness: float | None = None,
         threshold: float | None = None,
         action_options: Mapping[str, Any] | None = None,
-        reward: str = "excess",
+        reward: str | Sequence[str] = "excess",
         episode_length: int | None = 1_000,
         initial_cash: float = 100_000.0,
         ruin: float = 0.1,
         decision_lag: int = 1,
         fill_at: str = "open",
-        commission_bps: float | None = None,
-        spread_bps: float | None = None,
-        slippage_bps: float | None = None,
-        impact_coef: float | None = None,
+        commission_bps: PerMember | None = None,
+        spread_bps: PerMember | None = None,
+        slippage_bps: PerMember | None = None,
+        impact_coef: PerMember | None = None,
         impact_reference: str | None = None,
         participation: float | None = None,
         fee_in: str | None = None,
@@ -135,15 +137,19 @@ class MarketVecEnv(VecEnv):
         self.decision_lag, self.fill_at, self.initial_cash, self.ruin = decision_lag, fill_at, initial_cash, ruin
         own = _given(max_trade=max_trade, sharpness=sharpness, threshold=threshold)
         self.scheme = build_scheme(action, **{**(action_options or {}), **own})
-        self.reward_name, self._reward = reward, parse_reward(reward)
+        members = n_envs // n_members, market.dtype, market.device
+        rewards = [own["reward"] for own in _member_options(n_members, reward=reward)]
+        # Where members differ no reward has this name: it cannot be taken for that of one of them.
+        self.reward_name = rewards[0] if len(set(rewards)) == 1 else " | ".join(rewards)
+        self._reward = Reward.each_members([parse_reward(text) for text in rewards], *members)
         self.episode_length = episode_length
-        self.frictions = Frictions.for_venue(
-            market.asset_class,
-            **_given(
-                commission_bps=commission_bps, spread_bps=spread_bps, slippage_bps=slippage_bps,
-                impact_coef=impact_coef, impact_reference=impact_reference, participation=participation, fee_in=fee_in,
-            ),
+        costs = _member_options(
+            n_members, commission_bps=commission_bps, spread_bps=spread_bps, slippage_bps=slippage_bps,
+            impact_coef=impact_coef, impact_reference=impact_reference, participation=participation, fee_in=fee_in,
         )  # fmt: skip
+        self.frictions = Frictions.each_members(
+            [Frictions.for_venue(market.asset_class, **own) for own in costs], *members
+        )
         self.slippage_seed = slippage_seed
         self.margin = MarginTerms(
             bars_per_year=market.bars_per_year if bars_per_year is None else bars_per_year,
@@ -183,7 +189,7 @@ class MarketVecEnv(VecEnv):
         self.reset()
 
     def _slip(self) -> Tensor | None:
-        return slippage_table(self.market, self.slippage_seed) if self.frictions.slippage_bps else None
+        return slippage_table(self.market, self.slippage_seed) if self.frictions.has_slippage else None
 
     def _allocate(self) -> None:
         n, a, device, dtype = self.n_envs, self.market.n_assets, self.device, self.market.dtype
@@ -234,9 +240,9 @@ class MarketVecEnv(VecEnv):
         orders = self.scheme.orders(
             action, self.account, self.equity, now.mark, now.judged, self.rules, self.action_row(self.bar)
         )
+        pending = self.pending
         if self.decision_lag > 1:
-            orders, queued = self.pending[0].clone(), orders
-            self.pending.copy_(torch.cat([self.pending[1:], queued.unsqueeze(0)]))
+            orders, pending = pending[0].clone(), torch.cat([pending[1:], orders.unsqueeze(0)])
         fills = match(
             self.account, orders, after.price, after.fillable, self.rules, self.frictions, after.slip, after.volume
         )
@@ -253,13 +259,21 @@ class MarketVecEnv(VecEnv):
         remembered = list(self.reward_memory.values())
         reward, memory = self._reward(outcome, remembered, self.reward_scale)
 
-        torch._foreach_copy_([*self.account, *remembered], [*account, *memory])
-        self.equity.copy_(marked)
-        self.last_equity.copy_(marked)  # of the step itself: `equity` starts anew where an episode ends
-        self.last_shares.copy_(account.shares)
+        if torch.is_grad_enabled():
+            # Into other buffers than those that were read: a graph needs what it read as it was.
+            self.account = Account(*(x.clone() for x in account))
+            self.reward_memory = {name: x.clone() for name, x in zip(self.reward_memory, memory, strict=True)}
+            self.equity, self.pending, self._state = marked.clone(), pending.clone(), torch.empty_like(self._state)
+        else:
+            torch._foreach_copy_([*self.account, *remembered], [*account, *memory])
+            self.equity.copy_(marked)
+            if self.decision_lag > 1:
+                self.pending.copy_(pending)
+        self.last_equity.copy_(marked.detach())  # of the step itself: `equity` starts anew where an episode ends
+        self.last_shares.copy_(account.shares.detach())
         self.holder_value.copy_(held)
-        self.fees.copy_(fees)
-        self.traded_value.copy_(traded)
+        self.fees.copy_(fees.detach())
+        self.traded_value.copy_(traded.detach())
         self.bar.add_(1)
         self.elapsed.add_(1)
         terminated = marked <= self.ruin * self.initial_cash
@@ -269,7 +283,7 @@ class MarketVecEnv(VecEnv):
         if self.episode_length is not None:
             truncated = truncated | (self.elapsed >= self.episode_length)
         clock_ended, truncated = truncated, truncated & ~terminated
-        final = Observation(self.bar.clone(), account_vector(self.account, after.mark, marked))
+        final = Observation(self.bar.clone(), account_vector(account, after.mark, marked))
         done = terminated | truncated
         start, stop = self.starts.place(draw)
         elapsed = torch.zeros_like(self.elapsed)
@@ -282,6 +296,14 @@ class MarketVecEnv(VecEnv):
         self._begin(done, start, stop, elapsed)
         self._state.copy_(torch.where(done.unsqueeze(-1), self._first_state, final.state))
         return Step(Observation(self.bar, self._state), reward.float(), terminated, truncated, final)
+
+    def why_no_gradient(self) -> str | None:
+        return self.scheme.why_no_gradient()
+
+    def detach(self) -> None:
+        self.account = Account(*(x.detach() for x in self.account))
+        self.reward_memory = {name: x.detach() for name, x in self.reward_memory.items()}
+        self.equity, self.pending, self._state = (x.detach() for x in (self.equity, self.pending, self._state))
 
     def _begin(self, done: Tensor, start: Tensor, stop: Tensor, elapsed: Tensor) -> None:
         """Start a new episode where `done`; nowhere else anything changes."""
@@ -304,7 +326,7 @@ class MarketVecEnv(VecEnv):
         """The columns of the bars (N,), see `BarRow`."""
         packed = self._bars.index_select(0, bar)
         frictions = self.frictions
-        return BarRow(packed, self.market.n_assets, frictions.slippage_bps > 0, frictions.reads_volume)
+        return BarRow(packed, self.market.n_assets, frictions.has_slippage, frictions.reads_volume)
 
     def action_row(self, bar: Tensor) -> Tensor | None:
         """(N, ...) what the action scheme worked out of the market up to each of the bars (N,), if it does."""
@@ -351,6 +373,17 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     spread = (torch.where(known, filled - mean, 0.0).square().sum(0) / count).sqrt()
     # A feature that never moved says nothing: divided by one it stays near zero instead of blowing up.
     return mean.float(), torch.where(spread > 1e-8, spread, 1.0).float()
+
+
+def _member_options(n_members: int, **options: Any) -> list[dict[str, Any]]:
+    """What each member is given of options that are one value for all, or one per member; None is left out."""
+    each: dict[str, list[Any]] = {}
+    for name, value in options.items():
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        each[name] = list(value) if several else [value] * n_members
+        if len(each[name]) != n_members:
+            raise InputError(f"{name}: {len(value)} values for {n_members} members; accepted are one, or one for each")
+    return [_given(**{name: values[p] for name, values in each.items()}) for p in range(n_members)]
 
 
 def _given(**options: Any) -> dict[str, Any]:

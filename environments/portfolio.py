@@ -59,15 +59,27 @@ def equity(account: Account, mark: Tensor) -> Tensor:
     return account.cash + (account.shares * mark).sum(-1)
 
 
+def differentiated(x: Tensor) -> bool:
+    """Is a gradient of `x` wanted?"""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def straight_through(value: Tensor, source: Tensor) -> Tensor:
+    """`value`, bit for bit, with the gradient of `source` where one is wanted (Bengio et al., 2013)."""
+    return value.detach() + (source - source.detach()) if differentiated(source) else value
+
+
+def with_sign(size: Tensor, like: Tensor) -> Tensor:
+    """`size` (>= 0) with the sign of `like`; its gradient is that sign for a size of 0 too, where copysign has none."""
+    return torch.where(like < 0, -size, size) if differentiated(size) else torch.copysign(size, like)
+
+
 def floor_to(quantity: Tensor, increment: Tensor) -> Tensor:
     """Largest multiple of `increment` not above `quantity` (>= 0), gradients passed straight through."""
     steps = quantity / increment
     if steps.dtype == torch.float32:  # there a hundred increments are already off by more than the slack
         steps = steps * (1 + 4 * torch.finfo(torch.float32).eps)
-    floored = torch.floor(steps + _SLACK) * increment
-    if torch.is_grad_enabled() and quantity.requires_grad:
-        return quantity + (floored - quantity).detach()
-    return floored
+    return straight_through(torch.floor(steps + _SLACK) * increment, quantity)
 
 
 def acceptable(quantity: Tensor, price: Tensor, rules: RuleTensors) -> Tensor:
@@ -125,7 +137,7 @@ def match(
         return _match_margin(account, wanted, price, rules, frictions, rate, volume)
 
     reference = None
-    if frictions.impact_coef:
+    if frictions.has_impact:
         by_portfolio = frictions.impact_reference == "portfolio"
         reference = equity(account, price).unsqueeze(-1) if by_portfolio else volume * price
         reference = reference.clamp(min=1e-12)
@@ -133,14 +145,14 @@ def match(
     sold = torch.minimum((-wanted).clamp(min=0), account.shares)
     rest = (account.shares - sold).detach()
     sold = torch.where(selling & (rest < remnant(account.shares, rules)), sold + rest, sold)
-    size = sold + wanted.clamp(min=0)  # an asset is sold or bought: one of the two is 0
+    size = torch.where(selling, sold, wanted)  # an order of nothing is one side's too: its slope is not lost
 
     value = size * price
     fees = frictions.cost(value, None, reference, rate)
     credited = frictions.credited
     cash = account.cash + ((value - fees) * selling).sum(-1)
     # What is kept in units is not paid in currency: both together make the value.
-    outlay = value + fees if credited == 1 else credited * value + fees
+    outlay = credited * value + fees if frictions.kept_in_units else value + fees
     cost = (outlay * ~selling).sum(-1)
     share = (cash / cost.clamp(min=1e-12)).clamp(0, 1).unsqueeze(-1)
     scaled = floor_to(size * share, rules.increment)
@@ -148,10 +160,10 @@ def match(
     size = torch.where((cost > cash).unsqueeze(-1) & ~selling, scaled, size)
     value = size * price
     fees = frictions.cost(value, None, reference, rate)
-    if credited != 1:
+    if frictions.kept_in_units:
         size = torch.where(selling, size, credited * size)
         value = size * price
-    return Fills(torch.copysign(size, wanted), value, fees)
+    return Fills(with_sign(size, wanted), value, fees)
 
 
 def within_limit(
@@ -202,14 +214,14 @@ def _match_margin(
     if not rules.margin.shorting:
         wanted = torch.maximum(wanted, -held)
     reference = None
-    if frictions.impact_coef:
+    if frictions.has_impact:
         value = held * price
         worth, gross = account.cash + value.sum(-1), value.abs().sum(-1)
         reference = _reference(worth, gross, price, frictions, volume)
     size = wanted.abs()
     fees = frictions.cost(size * price, None, reference, rate)
     size = within_limit(size, wanted, account, price, fees, rules)
-    traded = torch.copysign(size, wanted)
+    traded = with_sign(size, wanted)
     rest = (held + traded).detach().abs()
     traded = torch.where((size > 0) & (rest < remnant(held.abs(), rules)), -held, traded)
     value = traded.abs() * price
@@ -225,7 +237,7 @@ def _reference(worth: Tensor, gross: Tensor, price: Tensor, frictions: Frictions
 
 def settle(account: Account, fills: Fills, margin: MarginTerms = CASH_ACCOUNT, bars: int = 1) -> Account:
     """The account after `fills`, whoever executed them; `idle` is advanced by `bars`, and 0 where traded."""
-    spent = torch.copysign(fills.value, fills.traded)
+    spent = with_sign(fills.value, fills.traded)
     cash = account.cash - (spent + fills.fees).sum(-1)
     shares = account.shares + fills.traded
     idle = (account.idle + bars).masked_fill(fills.traded != 0, 0.0)
@@ -282,7 +294,7 @@ def close_bar(
     kept = 1 - closed
     size = value.abs() * closed
     reference = None
-    if frictions.impact_coef:
+    if frictions.has_impact:
         reference = _reference(cash + net, net - 2 * short, mark, frictions, volume)
     fees = frictions.cost(size, slip, reference)
     spent = fees.sum(-1)

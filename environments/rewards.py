@@ -160,11 +160,37 @@ def reward_term(name: str) -> RewardTerm:
 
 @dataclass(frozen=True)
 class Reward:
-    """sum_i weights_i * terms_i. names, weights, terms: one of each per term."""
+    """sum_i weights_i * terms_i. names, weights, terms: one of each per term.
+
+    In a population a weight may be a tensor (N,) in place of a number, see `each_members`.
+    """
 
     names: tuple[str, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | Tensor, ...]
     terms: tuple[RewardTerm, ...]
+
+    @classmethod
+    def each_members(cls, own: Sequence[Reward], each: int, dtype: torch.dtype, device: torch.device) -> Reward:
+        """The reward of P * each environments, `each` in succession with that of one of `own`.
+
+        Weights in which the members agree stay numbers, the others are tensors (P * each,).
+
+        Raises:
+            InputError: the members' terms, or their order, differ.
+        """
+        if others := [reward.names for reward in own if reward.names != own[0].names]:
+            raise InputError(
+                f"rewards of one population: {', '.join(others[0])} beside {', '.join(own[0].names)}; "
+                f"accepted are the same terms in the same order, with any weights"
+            )
+        columns = list(zip(*(reward.weights for reward in own), strict=True))
+        weights = [
+            torch.tensor(values, dtype=dtype, device=device).repeat_interleave(each)
+            if len(set(values)) > 1
+            else values[0]
+            for values in columns
+        ]
+        return cls(own[0].names, tuple(weights), own[0].terms)
 
     @cached_property
     def memory(self) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -184,7 +210,7 @@ class Reward:
             value, kept = term.value(outcome, memory[first:last], scale)
             after += kept
             first = last
-            value = value if weight == 1 else weight * value
+            value = weight * value if isinstance(weight, Tensor) or weight != 1 else value
             total = value if total is None else total + value
         return total, after
 

@@ -48,7 +48,7 @@ class VecEnv(ABC):
         state_size: K.
         envs_per_clock: that many environments in succession look at the same bar at every step; 1 where each has its
             own clock.
-        pure: `advance` is tensors alone, without a branch on a value: it may be compiled, or differentiated.
+        pure: `advance` is tensors alone, without a branch on a value: it may be compiled.
     """
 
     n_envs: int
@@ -77,6 +77,16 @@ class VecEnv(ABC):
     def advance(self, action: Tensor, draw: Tensor | None) -> Step:
         """`step` with its random numbers handed in. Called under `torch.no_grad`, unless gradients are wanted."""
         return self.step(action)
+
+    def why_no_gradient(self) -> str | None:
+        """What keeps gradients from flowing back from rewards and observations to actions; None where they do.
+
+        Then `advance`, called with gradients enabled, leaves alone what the graphs of earlier steps have read.
+        """
+        return f"{type(self).__name__} has no gradient from rewards to actions"
+
+    def detach(self) -> None:
+        """Cut the graph: what comes next has no gradient to the actions taken so far."""
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that the next step depends on, as tensors and numbers; None if it cannot be saved.

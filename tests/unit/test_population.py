@@ -12,7 +12,9 @@ from drl_agents.networks.population import member_state
 from drl_agents.training.trainer import Budget, TrainingDiverged, train
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
+from environments.errors import InputError
 from environments.market import Market
+from environments.market_env import MarketVecEnv
 from environments.rules import AssetRule, RuleBook
 
 SEEDS = (3, 14, 15)
@@ -27,6 +29,17 @@ OWN = {
     "max_grad_norm": (0.5, 5.0, 0.05),
     "reward_scale": (1.0, 0.1, 2.0),
 }
+COSTS = {
+    "commission_bps": (0.0, 25.0, 10.0),
+    "spread_bps": (2.0, 0.0, 8.0),
+    "slippage_bps": (5.0, 20.0, 0.0),
+    "impact_coef": (0.1, 0.0, 0.01),
+    "reward": (
+        "excess:1,turnover:0.1,drawdown:2",
+        "excess:1,turnover:0.5,drawdown:1",
+        "excess:3,turnover:1,drawdown:1",
+    ),
+}
 # Steps of a power of two: shares stay multiples. With the venue's 1e-9 a full sale leaves nothing or one
 # step, as the last digit has it, and so a profit is seen or none: training then drifts apart.
 EXACT = AssetRule(increment=2**-20, min_quantity=2**-20, min_notional=10.0)
@@ -40,8 +53,19 @@ def market() -> Market:
     return Market.from_bars(bars)
 
 
-def build(market: Market, members: list[int], **config) -> tuple[AgentPPO, VectorizedCryptoEnvAlpaca]:
-    """The given members, side by side; hyper-parameters given as tuples are picked member by member."""
+def picked(options: dict, members: list[int]) -> dict:
+    """Options given as tuples, as lists of the members' own; a member alone gets its own as it is."""
+    own = {k: [v[p] for p in members] if isinstance(v, tuple) else v for k, v in options.items()}
+    return {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in own.items()}
+
+
+def build(
+    market: Market, members: list[int], options: dict | None = None, **config
+) -> tuple[AgentPPO, VectorizedCryptoEnvAlpaca]:
+    """The given members, side by side; what is given as a tuple is picked member by member.
+
+    options: of the environment.
+    """
     seeds = [SEEDS[p] for p in members]
     env = VectorizedCryptoEnvAlpaca(
         market,
@@ -52,6 +76,7 @@ def build(market: Market, members: list[int], **config) -> tuple[AgentPPO, Vecto
         lookback=2,
         rules=RuleBook(market.asset_class, dict.fromkeys(market.symbols, EXACT)),
         seed=seeds,
+        **picked(options or {}, members),
     )
     chosen = {k: tuple(v[p] for p in members) if isinstance(v, tuple) else v for k, v in config.items()}
     agent = AgentPPO(PolicySpec.of(env, hidden=(16, 16)), PPOConfig(**SHARED, **chosen), seeds)
@@ -61,11 +86,12 @@ def build(market: Market, members: list[int], **config) -> tuple[AgentPPO, Vecto
 
 def test_a_member_of_three_equals_the_same_alone(market):
     updates = Budget(iterations=50)
-    together, env = build(market, [0, 1, 2], **OWN)
+    """Hyper-parameters, costs and reward weights are each member's own."""
+    together, env = build(market, [0, 1, 2], COSTS, **OWN)
     start = together.parameters.values.clone()
     figures = train(together, env, updates).figures
     for p in range(3):
-        alone, env = build(market, [p], **OWN)
+        alone, env = build(market, [p], COSTS, **OWN)
         own = train(alone, env, updates).figures
         moved = (together.parameters.values[p] - start[p]).abs().max()
         assert moved > 1e-2  # it learned something, so the comparison means something
@@ -73,6 +99,63 @@ def test_a_member_of_three_equals_the_same_alone(market):
             assert_close(member_state(together.policy, p)[name], value, rtol=0, atol=1e-4)
         for name, (value,) in own.items():
             assert figures[name][p] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+
+
+STOCKS = {"margin": 2.0, "shorting": True, "borrow_bps": 300.0, "margin_rate_bps": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("asset_class", "options"),
+    [
+        ("crypto", {}),
+        ("crypto", {"fee_in": "quote", "impact_reference": "volume", "participation": 0.01}),
+        ("stock", STOCKS),
+        ("stock", {**STOCKS, "impact_reference": "volume"}),
+    ],
+)
+def test_each_member_pays_and_earns_what_it_does_alone_bit_for_bit(asset_class, options, make_market, random_bars):
+    """Where one pays a cost that another does not, both go through its formula: times zero it adds nothing."""
+    market = make_market({"A": random_bars(1, 300), "B": random_bars(2, 300)}, asset_class=asset_class)
+    actions = 2 * torch.rand(80, 3, 4, 2, generator=torch.Generator().manual_seed(1)) - 1
+
+    def walked(members: list[int]) -> list[torch.Tensor]:
+        env = MarketVecEnv(
+            market, 4 * len(members), n_members=len(members), segments=[SEGMENTS[p] for p in members], max_trade=1.0,
+            episode_length=30, seed=[SEEDS[p] for p in members], **options, **picked(COSTS, members),
+        )  # fmt: skip
+        seen = []
+        for t in range(80):
+            step = env.step(actions[t, members].flatten(0, 1))
+            seen.append(torch.stack([step.reward, env.last_equity, env.fees, env.account.shares.sum(1)]))
+        return torch.stack(seen).unflatten(2, (len(members), 4))
+
+    together = walked([0, 1, 2])
+    fees = together[:, 2].sum((0, 2))
+    assert fees.unique().numel() == 3 and (fees > 0).all()
+    for p in range(3):
+        assert torch.equal(walked([p])[:, :, 0], together[:, :, p])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spread_bps": [1.0, 2.0]}, "spread_bps: 2 values for 3 members"),
+        ({"commission_bps": [1.0, 2.0, -1.0]}, "commission_bps=-1.0: accepted are 0 <= value < 1000"),
+        ({"reward": ["excess", "excess:2", "turnover:1"]}, "rewards of one population: turnover beside excess"),
+        ({"fee_in": ["quote", "quote", "received"]}, "accepted are members that differ in commission_bps, spread_bps"),
+    ],
+)
+def test_what_members_cannot_have_of_their_own_is_refused(market, options, message):
+    with pytest.raises(InputError, match=message):
+        MarketVecEnv(market, 3, n_members=3, **options)
+
+
+def test_what_members_agree_in_stays_a_number(market):
+    env = MarketVecEnv(
+        market, 4, n_members=2, spread_bps=[3.0, 3.0], impact_coef=[None, 0.01], slippage_bps=[1.0, None]
+    )
+    assert (env.frictions.spread_bps, env.frictions.impact_coef) == (3.0, 0.01)
+    assert env.frictions.slippage_bps.tolist() == [[1.0], [1.0], [5.0], [5.0]]
 
 
 def test_early_stop_is_each_members_own(market):
