@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from drl_agents.agents.compilation import Compiler
 from drl_agents.networks.distributions import ActionDistribution
 from drl_agents.networks.normalizer import MAX_TABLE, MarketWindows
+from drl_agents.networks.player import Player
 from drl_agents.networks.population import member_generators
 from drl_agents.rollout.buffer import Rollout
 from environments.adapters import GymnasiumVecEnv
@@ -37,6 +38,8 @@ class AgentBase(ABC):
         seeds: one per member.
         device: where the network lives.
         compiler: what compiles the agent's inner functions.
+        config: its hyper-parameters; a trainer reads `config.horizon_len`.
+        progress: share of the training that is done, set by a trainer before every iteration.
 
     Args:
         amp: precision of matrix products, "off" (float32), "bf16" or "fp16".
@@ -45,6 +48,8 @@ class AgentBase(ABC):
 
     policy: nn.Module
     distribution: ActionDistribution
+    config: Any
+    progress: float = 0.0
 
     def __init__(self, seeds: Sequence[int], device: torch.device, amp: str = "off", compile: str = "off") -> None:
         if amp not in PRECISIONS:
@@ -54,6 +59,7 @@ class AgentBase(ABC):
         self.noise_generators = list(member_generators(seeds, stream=1, device=device))
         self._rollout: Rollout | None = None
         self._observation: Observation | None = None
+        self._memory: Tensor | None = None  # (P, N / P, M) of a policy that remembers, before `_observation`
         self._explored: VecEnv | None = None  # the environment that `_observation` is of
         self._single: tuple[gymnasium.Env, VecEnv] | None = None
 
@@ -66,6 +72,9 @@ class AgentBase(ABC):
         return torch.autocast(self.device.type, PRECISIONS[self.amp], enabled=self.amp != "off")
 
     # ----------------------------------------------------------------------------------------- exploring
+
+    def check_env(self, env: VecEnv) -> None:
+        """Raises InputError, saying why, where the agent cannot train in an environment it was made for."""
 
     def explore_env(self, env: VecEnv | gymnasium.Env, horizon_len: int) -> Rollout:
         """Run the policy for `horizon_len` steps, going on where the last call stopped."""
@@ -93,23 +102,30 @@ class AgentBase(ABC):
         noise = torch.stack([self.distribution.noise((horizon_len, each), g) for g in self.noise_generators], dim=1)
         noise = noise.to(self.device)
         if self._explored is not env or self._observation is None:
-            self._observation, self._explored = env.reset(), env
+            self._observation, self._explored, self._memory = env.reset(), env, None
+        if self.policy.memory_size:
+            memory = self.policy.initial_memory(each, self.noise_generators)
+            if self._memory is not None:  # what is remembered, with this rollout's dropout
+                memory[..., : self.policy.memory_size] = self._memory[..., : self.policy.memory_size]
+            self._memory = rollout.memory = memory
         draws = env.draws(horizon_len)
         compiled = self.compiler.active and env.pure
         if env.rows is not None:
             self.windows(env.rows)  # before anything is compiled: what is made once is not part of a step
         table = self.market_table(env, horizon_len)
         explore = self.compiler(self._explore) if compiled else self._explore
-        stride = steps_per_call(env.n_envs, horizon_len) if compiled else horizon_len
-        observation = self._observation
+        stride = horizon_len
+        if compiled:  # an encoder, unrolled, would be compiled as many times over
+            stride = 1 if self.policy.encoder is not None else steps_per_call(env.n_envs, horizon_len)
+        observation, memory = self._observation, self._memory
         parts = rollout.parts(stride)
         own = [None] * len(parts) if draws is None else draws.split(stride)
         for part, drawn, draw in zip(parts, noise.split(stride), own, strict=True):
             # The last steps, if they do not fill a call, are not worth another compilation.
             run = explore if part.horizon_len == stride else self._explore
-            observation = run(env, part, observation, table, drawn, draw)
+            observation, memory = run(env, part, observation, memory, table, drawn, draw)
         rollout.put_observation(horizon_len, observation)
-        self._observation = observation
+        self._observation, self._memory = observation, memory
         return rollout
 
     def _explore(
@@ -117,23 +133,39 @@ class AgentBase(ABC):
         env: VecEnv,
         rollout: Rollout,
         observation: Observation,
+        memory: Tensor | None,
         table: Tensor | None,
         noise: Tensor,
         draws: Tensor | None,
-    ) -> Observation:
-        """As many steps as `noise` (T, P, n, .) has, recorded in `rollout`; returns what is seen after them.
+    ) -> tuple[Observation, Tensor | None]:
+        """As many steps as `noise` (T, P, n, .) has, recorded in `rollout`; returns what is seen after them, and the
+        memory before that.
 
         table: (P, B, W) all bars embedded, or None: bars are embedded as they are seen.
         """
         for t in range(noise.shape[0]):
             rollout.put_observation(t, observation)
             with self.precision():
-                action, log_prob = self.act(*self.see(env, observation, table), noise[t])
+                seen, memory = self.recall(*self.see(env, observation, table), memory)
+                action, log_prob = self.act(*seen, noise[t])
             action = action.flatten(0, 1)
             step = env.advance(action, None if draws is None else draws[t])
             rollout.put_step(t, action, log_prob.flatten(), step)
             observation = step.observation
-        return observation
+            if memory is not None:
+                ended = (step.terminated | step.truncated).view(self.n_members, -1)
+                memory = self.policy.forget_ended(memory, ended)
+        return observation, memory
+
+    def recall(
+        self, market: Tensor | None, state: Tensor, memory: Tensor | None
+    ) -> tuple[tuple[Tensor | None, Tensor], Tensor | None]:
+        """What `act` or `best` is to be given, and the memory after it: of a policy that remembers (memory is not None)
+        the memory is all it decides by."""
+        if memory is None:
+            return (market, state), None
+        memory = self.policy.remember(market, state, memory)
+        return (None, memory), memory
 
     def see(self, env: VecEnv, observation: Observation, table: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """(market, state) of `act` for what is observed; table: of `market_table`."""
@@ -200,7 +232,8 @@ class AgentBase(ABC):
 
         Args:
             market: (P, m, W) of `embed`, each row serving n / m samples in succession; None outside a market.
-            state: (P, n, K). noise: (P, n, .) of the distribution.
+            state: (P, n, K); of a policy that remembers its memory (P, n, M), with market None.
+            noise: (P, n, .) of the distribution.
 
         Returns:
             actions (P, n, ...), log probabilities (P, n).
@@ -214,11 +247,11 @@ class AgentBase(ABC):
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """Learn from a rollout. Returns figures to log, each (P,)."""
 
-    @torch.no_grad()
-    def decide(self, x: Tensor) -> Tensor:
-        """The action to be judged by: dense observations (P, n, D) -> actions (P, n, ...)."""
-        with self.precision():
-            return self.policy.mode(x)
+    @property
+    def decide(self) -> Player:
+        """The action to be judged by: dense observations (P, n, D) -> actions (P, n, ...). One for each walk: where the
+        policy remembers, it carries the memory from one call to the next."""
+        return Player(self.policy, self.precision)
 
     # --------------------------------------------------------------------------------------- persistence
 
@@ -239,11 +272,13 @@ class AgentBase(ABC):
         if self._observation is None:
             return None
         bar = {} if self._observation.bar is None else {"bar": self._observation.bar.clone()}
-        return {"state": self._observation.state.clone(), **bar}
+        memory = {} if self._memory is None else {"memory": self._memory.clone()}
+        return {"state": self._observation.state.clone(), **bar, **memory}
 
     def restore_observation(self, state: dict[str, Tensor], env: VecEnv) -> None:
         """Let the next rollout, if it is of `env`, begin with what `observation_state` gave."""
         self._observation, self._explored = Observation(state.get("bar"), state["state"]), env
+        self._memory = state.get("memory")
         self._rollout = None
 
 

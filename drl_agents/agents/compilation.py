@@ -69,6 +69,16 @@ class Compiler:
             raise InputError(f"compile='on' cannot be had: {reason}")
         self._known: dict[str, Callable[..., Any]] = {}
 
+    def refuse(self, reason: str) -> None:
+        """What it would be given cannot be compiled: "auto" leaves it alone.
+
+        Raises:
+            InputError: with "on"; names the reason.
+        """
+        if self.mode == "on":
+            raise InputError(f"compile='on' cannot be had: {reason}")
+        self.mode = "off"
+
     def plan(self, steps: int) -> None:
         """Say how many environment steps are to come. A rule of counts: the clock must not decide what is computed."""
         if self.mode == "auto" and steps >= WORTH_STEPS and not self.active:

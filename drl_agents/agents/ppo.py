@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -11,121 +11,27 @@ from torch import Tensor
 
 from drl_agents.agents.adam import FlatAdam, LossScale
 from drl_agents.agents.base import AgentBase
+from drl_agents.agents.critic import train_critic
+from drl_agents.agents.ppo_config import PerMember, PPOConfig
+from drl_agents.agents.ppo_loss import PARTS, less_the_others, ppo_loss
+from drl_agents.agents.sequences import episode_begins, sequence_values
+from drl_agents.networks.build import build_policy
 from drl_agents.networks.normalizer import MarketWindows
-from drl_agents.networks.policy import ActorCritic, PolicySpec
+from drl_agents.networks.policy import PolicySpec
 from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
 from environments.errors import InputError
 
-PerMember = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Hyper-parameters, named as CleanRL names them. Those typed `PerMember` may differ between members.
-
-    horizon_len: T, steps of each environment per rollout. target_kl: mean KL divergence of an epoch after which the
-    member's update ends (None: never). reward_scale: factor on every reward. anneal_lr: the learning rate
-    falls linearly to 0 over training. group_baseline: where environments share a clock, the mean advantage of the
-    others of the clock's step is taken off each one's (an input-driven baseline, Mao et al., ICLR 2019). amp: precision
-    of matrix products, "off" (float32), "bf16" or "fp16"; weights, optimiser and returns stay float32. compile: "auto",
-    "on" or "off", see `Compiler`.
-    """
-
-    horizon_len: int = 128
-    num_minibatches: int = 4
-    update_epochs: int = 4
-    norm_adv: bool = True
-    anneal_lr: bool = False
-    learning_rate: PerMember = 3e-4
-    gamma: PerMember = 0.99
-    gae_lambda: PerMember = 0.95
-    clip_coef: PerMember = 0.2
-    ent_coef: PerMember = 0.0
-    vf_coef: PerMember = 0.5
-    max_grad_norm: PerMember = 0.5
-    target_kl: PerMember | None = None
-    reward_scale: PerMember = 1.0
-    group_baseline: bool = False
-    amp: str = "off"
-    compile: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("horizon_len", "num_minibatches", "update_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            for one in [value] if isinstance(value, int | float) else value:
-                if not low <= one <= high:
-                    raise InputError(f"{name}={one}: accepted are {low} to {high}")
-
-
-_RANGES = (
-    ("learning_rate", 0.0, 1.0),
-    ("gamma", 0.0, 1.0),
-    ("gae_lambda", 0.0, 1.0),
-    ("clip_coef", 1e-6, 10.0),
-    ("ent_coef", 0.0, 10.0),
-    ("vf_coef", 0.0, 100.0),
-    ("max_grad_norm", 1e-6, 1e6),
-    ("target_kl", 1e-6, 1e6),
-    ("reward_scale", 1e-9, 1e9),
-)
-
-
-def ppo_loss(
-    log_prob: Tensor,
-    old_log_prob: Tensor,
-    entropy: Tensor,
-    value: Tensor,
-    advantage: Tensor,
-    returns: Tensor,
-    clip_coef: Tensor | float,
-    ent_coef: Tensor | float,
-    vf_coef: Tensor | float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate loss of each member (Schulman et al., 2017, eq. 7 and 9), to be minimised.
-
-        r = exp(log_prob - old_log_prob)
-        loss = mean[ -min(r A, clip(r, 1 - c, 1 + c) A) + vf_coef (V - R)^2 / 2 - ent_coef H ]
-
-    Args:
-        log_prob, ..., returns: (P, n), the mean is over n.
-        clip_coef, ent_coef, vf_coef: numbers or (P, 1).
-
-    Returns:
-        the loss (P,) and its parts (P,): policy_loss, value_loss, entropy, approx_kl (Schulman's estimator
-        mean[(r - 1) - ln r], http://joschu.net/blog/kl-approx.html), clip_fraction.
-    """
-    log_ratio = log_prob - old_log_prob
-    ratio = log_ratio.exp()
-    clipped = torch.minimum(torch.maximum(ratio, 1 - clip_coef + 0 * ratio), 1 + clip_coef + 0 * ratio)
-    policy_loss = -torch.minimum(ratio * advantage, clipped * advantage)
-    value_loss = 0.5 * (value - returns).square()
-    loss = (policy_loss + vf_coef * value_loss - ent_coef * entropy).mean(-1)
-    with torch.no_grad():
-        parts = {
-            "policy_loss": policy_loss.mean(-1),
-            "value_loss": value_loss.mean(-1),
-            "entropy": entropy.mean(-1),
-            "approx_kl": ((ratio - 1) - log_ratio).mean(-1),
-            "clip_fraction": ((ratio - 1).abs() > clip_coef).float().mean(-1),
-        }
-    return loss, parts
-
-
-PARTS = (
-    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "skipped_updates",
-)  # fmt: skip
-
 
 class Batch(NamedTuple):
-    """The samples of a rollout by member. bar: (P, slots); a slot's samples are neighbours in what is (P, n, ...)."""
+    """The samples of a rollout by member, in slots that are shuffled: a slot's samples are neighbours in (P, n, ...).
 
+    A slot is a bar that was seen, bar: (P, slots); or, of a policy that remembers, a clock's sequence of T bars, bar:
+    (P, slots, T), with the memory (P, N / P, M) before its first and begins (P, n), where an episode begins.
+    """
+
+    slots: int
     windows: MarketWindows | None
     bar: Tensor | None
     state: Tensor
@@ -133,16 +39,8 @@ class Batch(NamedTuple):
     log_prob: Tensor
     advantage: Tensor
     returns: Tensor
-
-    @property
-    def slots(self) -> int:
-        return self.log_prob.shape[1] if self.bar is None else self.bar.shape[1]
-
-
-def less_the_others(advantage: Tensor, each: int) -> Tensor:
-    """(T, N) advantages less the mean of the other `each` - 1 of the same clock and step: (a - mean) * e / (e - 1)."""
-    own = advantage.view(advantage.shape[0], -1, each)
-    return ((own - own.mean(-1, keepdim=True)) * (each / (each - 1))).view_as(advantage)
+    memory: Tensor | None = None
+    begins: Tensor | None = None
 
 
 class AgentPPO(AgentBase):
@@ -163,10 +61,16 @@ class AgentPPO(AgentBase):
     ) -> None:
         self.spec, self.config = spec, config or PPOConfig()
         super().__init__(seeds, torch.device(device), self.config.amp, self.config.compile)
-        self.policy = ActorCritic(spec, seeds).to(self.device)
+        self.policy = build_policy(spec, seeds).to(self.device)
+        if self.policy.why_uncompiled:
+            self.compiler.refuse(self.policy.why_uncompiled)
         self.distribution = self.policy.distribution
         self.parameters = FlatParameters(self.policy, self.n_members)
-        self.optimizer = FlatAdam(self.parameters)
+        self.optimizer, self.critic_optimizer = FlatAdam(self.parameters), None
+        if self.config.critic_epochs or self.config.critic_learning_rate is not None:
+            if isinstance(self.policy.critic, str):
+                raise InputError(f"critic_epochs, critic_learning_rate: network {spec.network!r} has no critic apart")
+            self.optimizer, self.critic_optimizer = (FlatAdam(part) for part in self.parameters.split("critic."))
         self.loss_scale = LossScale(self.n_members, self.device) if self.config.amp == "fp16" else None
         self.shuffle_generators = list(member_generators(seeds, stream=2, device=self.device))
         names = [item.name for item in fields(PPOConfig) if "PerMember" in str(item.type)]
@@ -196,13 +100,9 @@ class AgentPPO(AgentBase):
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """(advantages, returns, values), each (P, T * N / P), with the values of one pass over the rollout."""
-        t = rollout.horizon_len
-        values = self.compiler(self._values) if self.compiler.active else self._values
-        bar = None if rollout.bar is None else rollout.by_member(rollout.bar)
-        windows = None if rollout.rows is None else self.windows(rollout.rows)
-        value = rollout.by_time(values(windows, bar, rollout.by_member(rollout.state)), t + 1)
+        value, final = self._rollout_values(rollout)
         done = rollout.terminated | rollout.truncated
-        next_value = torch.where(done, self._final_values(rollout), value[1:])
+        next_value = torch.where(done, final, value[1:])
         next_value = torch.where(rollout.terminated, 0.0, next_value)
         per_env = rollout.n_envs // self.n_members
         gamma, lam, scale = (
@@ -212,13 +112,42 @@ class AgentPPO(AgentBase):
         advantage, returns = gae(rollout.reward * scale, value[:-1], next_value, done, gamma, lam)
         if self.config.group_baseline and rollout.envs_per_clock > 1:
             advantage = less_the_others(advantage, rollout.envs_per_clock)
-        return tuple(rollout.by_member(x) for x in (advantage, returns, value[:-1]))
+        return tuple(self._by_member(rollout, x) for x in (advantage, returns, value[:-1]))
+
+    def _by_member(self, rollout: Rollout, x: Tensor) -> Tensor:
+        """(T, N, ...) -> (P, T * N / P, ...) in the order of what is shuffled: steps, or sequences."""
+        return rollout.by_sequence(x) if self.policy.memory_size else rollout.by_member(x)
+
+    @torch.no_grad()
+    def _rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Values (T + 1, N) of what was seen before each step and after the last; `_final_values` (T, N)."""
+        if self.policy.memory_size:
+            return sequence_values(self, rollout)
+        values = self.compiler(self._values) if self.compiler.active else self._values
+        bar = None if rollout.bar is None else rollout.by_member(rollout.bar)
+        windows = None if rollout.rows is None else self.windows(rollout.rows)
+        value = values(windows, bar, rollout.by_member(rollout.state))
+        return rollout.by_time(value, rollout.horizon_len + 1), self._final_values(rollout)
+
+    def seen(self, windows: MarketWindows | None, bar: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The windows of bars (P, m), and (P, m) which of them each bar's is, or None: one by one.
+
+        What an encoder makes of a window is worth finding those that are seen more than once. Not where it is compiled
+        or would wait for the device: how many there are is not known before.
+        """
+        if bar is None:
+            return None, None
+        if self.policy.encoder is None or self.device.type != "cpu" or torch.compiler.is_compiling():
+            return windows.at(bar), None
+        found = [own.unique(return_inverse=True) for own in bar]
+        bars = torch.nn.utils.rnn.pad_sequence([own for own, _ in found], batch_first=True)
+        return windows.at(bars), torch.stack([where for _, where in found])
 
     def _values(self, windows: MarketWindows | None, bar: Tensor | None, state: Tensor) -> Tensor:
         """(P, n) values of states (P, n, K) at bars (P, m), each serving n / m states that follow one another."""
         with self.precision():
-            seen = None if bar is None else windows.at(bar)
-            return self.policy.outputs(seen, state, self.policy.critic)[0].squeeze(-1)
+            seen, where = self.seen(windows, bar)
+            return self.policy.outputs(seen, state, self.policy.critic, where=where)[0].squeeze(-1)
 
     def _final_values(self, rollout: Rollout) -> Tensor:
         """(T, N) values of the final observations of truncated episodes; elsewhere any number.
@@ -248,29 +177,27 @@ class AgentPPO(AgentBase):
         """`update_epochs` passes of `num_minibatches` steps. Returns (P,) figures, means over the passes made.
 
         What is shuffled are slots: the samples that see one bar, of which there are several where environments share a
-        clock. A minibatch embeds its slots' bars, once each.
+        clock. A minibatch embeds its slots' bars, once each. Of a policy that remembers it is whole sequences; they are
+        never compiled, since their loop over T would be unrolled into as many copies of its body.
         """
         config, hyper, p = self.config, self.hyper, self.n_members
         advantage, returns, value = self.advantages(rollout)
-        state, action, old = (rollout.by_member(x) for x in (rollout.state[:-1], rollout.action, rollout.log_prob))
-        bar = None if rollout.bar is None else rollout.by_member(rollout.bar[:-1])
-        windows = None if bar is None else self.windows(rollout.rows)
-        batch = Batch(windows, bar, state, action, old, advantage, returns)
-        each = rollout.envs_per_clock
-        slots = old.shape[1] // each
+        batch = self._batch(rollout, advantage, returns)
+        slots = batch.slots
         # A standard deviation needs two samples; a minibatch is made of whole slots.
-        if slots < config.num_minibatches * (2 if config.norm_adv and each == 1 else 1):
-            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} bars that were seen")
+        if slots < config.num_minibatches * (2 if config.norm_adv and batch.log_prob.shape[1] == slots else 1):
+            what = "sequences" if self.policy.memory_size else "bars"
+            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} {what} that were seen")
         learning_rate = hyper["learning_rate"] * (1 - self.progress if config.anneal_lr else 1)
+        if self.critic_optimizer is not None:
+            learning_rate = torch.cat([learning_rate, self.critic_rate()], dim=1)
         active = torch.ones(p, 1, dtype=torch.bool, device=self.device)
         sums = torch.zeros(len(PARTS), p, device=self.device)
         weight = torch.zeros(p, device=self.device)
         # All epochs' orders at once: a member must draw as often when it, or all members, stop early.
-        orders = [
-            torch.stack([torch.randperm(slots, generator=g, device=g.device) for g in self.shuffle_generators])
-            for _ in range(config.update_epochs)
-        ]
-        minibatch = self.compiler(self._minibatch) if self.compiler.active else self._minibatch
+        orders = self.orders(slots, config.update_epochs)
+        compiled = self.compiler.active and not self.policy.memory_size
+        minibatch = self.compiler(self._minibatch) if compiled else self._minibatch
         for order in orders:
             epoch_kl = torch.zeros(p, device=self.device)
             chunks = order.to(self.device).tensor_split(config.num_minibatches, dim=1)
@@ -285,27 +212,72 @@ class AgentPPO(AgentBase):
             # Asking costs a wait for the device; on the CPU it is free and ends the pass early.
             if self.device.type == "cpu" and not bool(active.any()):
                 break
+        after = None
+        if config.critic_epochs:
+            train_critic(self, rollout, batch)
+            after = self._by_member(rollout, self._rollout_values(rollout)[0][:-1])
         if self.policy.state_normalizer is not None:
             # After the update: within it, observations must look as they did when the actions were chosen.
-            self.policy.state_normalizer.update(state)
+            self.policy.state_normalizer.update(batch.state)
         figures = dict(zip(PARTS, sums / weight, strict=True))
         figures["explained_variance"] = explained_variance(value, returns, dim=1)
+        if after is not None:
+            figures["explained_variance_after"] = explained_variance(after, returns, dim=1)
         figures["reward"] = rollout.by_member(rollout.reward).mean(1)
         if self.policy.log_std is not None:
             figures["action_std"] = self.policy.log_std.detach().exp().mean((1, 2))
         return figures
 
+    def _batch(self, rollout: Rollout, advantage: Tensor, returns: Tensor) -> Batch:
+        """The samples with their advantages and returns (P, T * N / P)."""
+        p, t = self.n_members, rollout.horizon_len
+        state, action, old = (
+            self._by_member(rollout, x) for x in (rollout.state[:-1], rollout.action, rollout.log_prob)
+        )
+        bar = None if rollout.bar is None else self._by_member(rollout, rollout.bar[:-1])
+        windows = None if bar is None else self.windows(rollout.rows)
+        slots = old.shape[1] // rollout.envs_per_clock
+        if not self.policy.memory_size:
+            return Batch(slots, windows, bar, state, action, old, advantage, returns)
+        bar = None if bar is None else bar.view(p, -1, t)
+        begins = rollout.by_sequence(episode_begins(rollout)[:-1])
+        return Batch(slots // t, windows, bar, state, action, old, advantage, returns, rollout.memory, begins)
+
+    def orders(self, slots: int, epochs: int) -> list[Tensor]:
+        """A random order (P, slots) for each epoch."""
+        return [
+            torch.stack([torch.randperm(slots, generator=g, device=g.device) for g in self.shuffle_generators])
+            for _ in range(epochs)
+        ]
+
+    def critic_rate(self) -> Tensor:
+        """(P, 1) the critic's learning rate in this update: the actor's unless it has its own."""
+        own = self.hyper["critic_learning_rate"]
+        own = torch.where(own.isinf(), self.hyper["learning_rate"], own)
+        return own * (1 - self.progress if self.config.anneal_lr else 1)
+
+    def pick(self, batch: Batch, x: Tensor, index: Tensor) -> Tensor:
+        """(P, n, ...) -> (P, S * samples of a slot, ...), those of the slots `index` (P, S)."""
+        member = torch.arange(self.n_members, device=self.device).unsqueeze(1)
+        by_slot = x.view(x.shape[0], batch.slots, -1, *x.shape[2:])
+        return by_slot[member, index].flatten(1, 2)
+
+    def pick_bars(self, batch: Batch, index: Tensor) -> Tensor | None:
+        """(P, S) bars of the slots `index` (P, S), or (P, S * T) of sequences; None outside a market."""
+        if batch.bar is None:
+            return None
+        member = torch.arange(self.n_members, device=self.device).unsqueeze(1)
+        return batch.bar[member, index].flatten(1)
+
     def _minibatch(self, batch: Batch, index: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
         """One gradient step on the slots `index` (P, S); returns (len(PARTS), P) figures."""
         hyper, config = self.hyper, self.config
-        member = torch.arange(self.n_members, device=self.device).unsqueeze(1)
 
         def pick(x: Tensor) -> Tensor:
-            """(P, n, ...) -> (P, S * samples of a slot, ...)."""
-            by_slot = x.view(x.shape[0], batch.slots, -1, *x.shape[2:])
-            return by_slot[member, index].flatten(1, 2)
+            return self.pick(batch, x, index)
 
-        seen = None if batch.bar is None else batch.windows.at(batch.bar[member, index])
+        seen, where = self.seen(batch.windows, self.pick_bars(batch, index))
+        sequence = () if batch.memory is None else (pick(batch.memory), pick(batch.begins))
         advantage = pick(batch.advantage)
         if config.norm_adv:
             advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
@@ -313,7 +285,7 @@ class AgentPPO(AgentBase):
         with torch.enable_grad():
             with self.precision():
                 log_prob, entropy, value = torch.func.functional_call(
-                    self.policy, views, (seen, pick(batch.state), pick(batch.action))
+                    self.policy, views, (seen, pick(batch.state), pick(batch.action), where, *sequence)
                 )
             coefficients = (hyper["clip_coef"], hyper["ent_coef"], hyper["vf_coef"])
             loss, parts = ppo_loss(
@@ -325,19 +297,32 @@ class AgentPPO(AgentBase):
         with torch.no_grad():
             if self.loss_scale is not None:
                 grads = self.loss_scale.unscale(grads)
-            norm = self.optimizer.step(grads, learning_rate, hyper["max_grad_norm"], active).squeeze(1)
+            norm = self._step(grads, learning_rate, active).squeeze(1)
         parts |= {"grad_norm": norm, "skipped_updates": (~norm.isfinite()).float()}
         return torch.stack([parts[name] for name in PARTS])
+
+    def _step(self, grads: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
+        """One step of the optimiser, or of both at rates (P, 2); the norm (P, 1) of all gradients before clipping."""
+        limit = self.hyper["max_grad_norm"]
+        if self.critic_optimizer is None:
+            return self.optimizer.step(grads, learning_rate, limit, active)
+        own, critic = grads.split([self.optimizer.first.shape[1], self.critic_optimizer.first.shape[1]], dim=1)
+        rest = self.optimizer.step(own, learning_rate[:, :1], limit, active)
+        return torch.hypot(rest, self.critic_optimizer.step(critic, learning_rate[:, 1:], limit, active))
 
     def state_dict(self) -> dict[str, Any]:
         shuffles = torch.stack([g.get_state() for g in self.shuffle_generators])
         scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
         own = {"optimizer": self.optimizer.state_dict(), "shuffle_generators": shuffles}
+        if self.critic_optimizer is not None:
+            own["critic_optimizer"] = self.critic_optimizer.state_dict()
         return {**super().state_dict(), **own, **scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         if self.loss_scale is not None:
             self.loss_scale.load_state_dict(state["loss_scale"])
         for generator, own in zip(self.shuffle_generators, state["shuffle_generators"], strict=True):

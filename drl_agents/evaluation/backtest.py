@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drl_agents.agents.base import AgentBase, steps_per_call
 from drl_agents.evaluation.result import BacktestResult
+from drl_agents.networks.player import Player
 from environments.market_env import MarketVecEnv
 from environments.observation import Observation, build_observation
 
@@ -26,13 +27,16 @@ def backtest(env: MarketVecEnv, decide: Decide, names: Sequence[str] | None = No
 
     Args:
         env: made with `random_start=False` and `episode_length=None`; environment i walks its window.
-        decide: dense observations (P, n, D) -> actions (P, n, ...), such as `agent.decide`.
+        decide: dense observations (P, n, D) -> actions (P, n, ...), such as `agent.decide`. A `Player` is begun anew:
+            it remembers nothing of other walks.
         names: one per environment, for the reports.
 
     Returns:
         one result per environment: T + 1 closes for T bars walked. A walk ends early in ruin.
     """
     market, n, p = env.market, env.n_envs, env.n_members
+    if isinstance(decide, Player):
+        decide = decide.begin()
     observation = env.reset()
     start = observation.bar.cpu().numpy().copy()
     steps = int((env.stop - env.bar).max()) - 1
@@ -87,13 +91,14 @@ def walk_returns(env: MarketVecEnv, agent: AgentBase) -> list[np.ndarray]:
     done = torch.empty(steps, n, dtype=torch.bool, device=env.device)
     equity[0] = env.equity
     table, draws = agent.market_table(env, steps), env.draws(1)[0]
+    memory = agent.policy.initial_memory(n // agent.n_members) if agent.policy.memory_size else None
     walk = agent.compiler(_walk) if agent.compiler.active else _walk
     stride = steps_per_call(n, steps) if agent.compiler.active else steps
     for first in range(0, steps, stride):
         own = slice(first, min(first + stride, steps))
         # The last steps, if they do not fill a call, are not worth another compilation.
         one = walk if own.stop - first == stride else _walk
-        observation = one(env, agent, observation, table, draws, equity[1:][own], done[own])
+        observation, memory = one(env, agent, observation, memory, table, draws, equity[1:][own], done[own])
     length = done.int().argmax(dim=0).cpu().numpy() + 1
     curve = equity.cpu().numpy()
     return [curve[1 : m + 1, i] / curve[:m, i] - 1 for i, m in enumerate(length)]
@@ -103,17 +108,20 @@ def _walk(
     env: MarketVecEnv,
     agent: AgentBase,
     observation: Observation,
+    memory: Tensor | None,
     table: Tensor | None,
     draw: Tensor,
     equity: Tensor,
     done: Tensor,
-) -> Observation:
-    """As many steps as `equity` (T, N) and `done` (T, N) have rows, which are written to; what is seen after them."""
+) -> tuple[Observation, Tensor | None]:
+    """As many steps as `equity` (T, N) and `done` (T, N) have rows, which are written to; what is seen after them, and
+    what a policy that remembers knew before that."""
     for t in range(equity.shape[0]):
         with agent.precision():
-            action = agent.best(*agent.see(env, observation, table))
+            seen, memory = agent.recall(*agent.see(env, observation, table), memory)
+            action = agent.best(*seen)
         step = env.advance(action.flatten(0, 1), draw)
         observation = step.observation
         equity[t].copy_(env.last_equity)
         done[t].copy_(step.terminated | step.truncated)
-    return observation
+    return observation, memory

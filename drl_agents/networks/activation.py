@@ -50,7 +50,7 @@ def activate(kind: str, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     if kind == "relu":
         return torch.relu(x).to(dtype)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():  # a graph for others has a tanh of its own
         return _Tanh.apply(x, dtype)
     # Uncompiled, one kernel of the library is faster than twenty of ours.
     return torch.tanh(x).to(dtype)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drl_agents.networks.squashed import SquashedGaussian, TanhPoint
 from environments.errors import InputError
 
 
@@ -58,7 +59,8 @@ class DiagonalGaussian:
         scaled = (action - head) * torch.exp(-log_std)
         constant = 0.5 * math.log(2 * math.pi) * self.head_size
         log_prob = (-0.5 * scaled.square() - log_std).sum(-1) - constant
-        entropy = log_std.sum(-1) + constant + 0.5 * self.head_size
+        # One number for all components, or one for each.
+        entropy = log_std.expand(*log_std.shape[:-1], self.head_size).sum(-1) + constant + 0.5 * self.head_size
         return log_prob, entropy.expand_as(log_prob)
 
 
@@ -87,10 +89,15 @@ class Categorical:
         return chosen, -(logs.exp() * logs).sum(-1)
 
 
-def distribution_for(space: gymnasium.Space) -> ActionDistribution:
-    """The distribution for a Box or Discrete action space; others are refused."""
+BOX = {"normal": DiagonalGaussian, "squashed": SquashedGaussian, "tanh": TanhPoint}
+
+
+def distribution_for(space: gymnasium.Space, box: str = "normal") -> ActionDistribution:
+    """The distribution for a Discrete action space, or of the kind `box` for a Box; other spaces are refused."""
+    if box not in BOX:
+        raise InputError(f"distribution={box!r}: accepted are {', '.join(BOX)}")
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
-        return DiagonalGaussian(int(np.prod(space.shape)))
+        return BOX[box](int(np.prod(space.shape)))
     if isinstance(space, gymnasium.spaces.Discrete):
         return Categorical(int(space.n))
     raise InputError(f"action space {space}: accepted are one-dimensional Box and Discrete")

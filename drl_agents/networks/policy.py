@@ -1,7 +1,8 @@
 """ActorCritic: observation -> action distribution and value, for P members at once.
 
-The policy is a head over (market, account): `embed` turns market windows into the first layer's sums, which depend on
-the bar alone and are computed once per bar; `heads` adds the account's share and runs the rest once per sample. A dense
+The policy is a head over (market, account): `embed` turns market windows, through an encoder where there is one, into
+the first layer's sums, which depend on the bar alone and are computed once per bar; `heads` adds the account's share
+and runs the rest once per sample. A dense
 observation (P, n, L * R + K) is the case of one bar per sample. The policy holds its own normalisers: it is the same
 object in training, in a back-test, for a plain Gymnasium observation (no market part, R = 0) and live.
 """
@@ -9,11 +10,7 @@ object in training, in a back-test, for a plain Gymnasium observation (no market
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,94 +18,65 @@ from drl_agents.networks.distributions import distribution_for
 from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, RunningNormalizer
 from drl_agents.networks.population import MLP, affine, member_generators
 from drl_agents.networks.quantile import QuantileNormalizer
-from environments.errors import InputError
+from drl_agents.networks.spec import PolicySpec
+from drl_agents.networks.transformer import TransformerEncoder
 from environments.vec_env import VecEnv
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """What a policy is built from; JSON-able, so that a bundle can rebuild it.
-
-    row_size: R, market features per bar (0 outside a market). lookback: L. state_size: K.
-    action: "box" or "discrete". action_size: components of a Box, choices of a Discrete.
-    normalizer: of the market's features, "standard" (mean and deviation) or "quantile" (normal scores).
-    """
-
-    row_size: int
-    lookback: int
-    state_size: int
-    action: str
-    action_size: int
-    hidden: tuple[int, ...] = (128, 128)
-    activation: str = "tanh"
-    log_std: float = -0.5
-    normalizer: str = "standard"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if not self.hidden or min(self.hidden) < 1:
-            raise InputError(f"hidden={self.hidden}: at least one layer of at least one unit")
-        if self.normalizer not in ("standard", "quantile"):
-            raise InputError(f"normalizer={self.normalizer!r}: accepted are standard, quantile")
-        if self.activation not in ("tanh", "relu"):
-            raise InputError(f"activation={self.activation!r}: accepted are tanh, relu")
-
-    @classmethod
-    def of(cls, env: VecEnv, **network: Any) -> PolicySpec:
-        """The spec that fits an environment; `network` sets hidden, activation, log_std, normalizer."""
-        space = env.single_action_space
-        distribution_for(space)  # refuses what no policy can play
-        discrete = isinstance(space, gymnasium.spaces.Discrete)
-        return cls(
-            row_size=0 if env.rows is None else env.rows.shape[1],
-            lookback=env.lookback,
-            state_size=env.state_size,
-            action="discrete" if discrete else "box",
-            action_size=int(space.n) if discrete else int(np.prod(space.shape)),
-            **network,
-        )
-
-    @property
-    def size(self) -> int:
-        """Length of a dense observation."""
-        return self.row_size * self.lookback + self.state_size
-
-    @property
-    def action_space(self) -> gymnasium.Space:
-        if self.action == "discrete":
-            return gymnasium.spaces.Discrete(self.action_size)
-        return gymnasium.spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class ActorCritic(nn.Module):
     """Actor and critic of P members, each an MLP over the normalised observation.
 
+    With an encoder (a transformer) they are MLPs over the embedding that it makes of the market and they share, and
+    the account.
+
     Args:
         seeds: one per member; a member's initial weights depend on its own seed alone.
+
+    Attributes:
+        memory_size: M, numbers of an environment's memory; 0 where the policy has none, see `RecurrentActorCritic`.
+        why_uncompiled: what keeps the policy from being compiled, None where nothing does.
     """
+
+    memory_size = 0
+    why_uncompiled: str | None = None
 
     def __init__(self, spec: PolicySpec, seeds: Sequence[int]) -> None:
         super().__init__()
         self.spec, self.n_members = spec, len(seeds)
-        self.distribution = distribution_for(spec.action_space)
+        self.distribution = distribution_for(spec.action_space, spec.distribution)
         generators = list(member_generators(seeds, stream=0))
-        trunk = (spec.size, *spec.hidden)
-        self.actor = MLP(self.n_members, (*trunk, self.distribution.head_size), spec.activation, 0.01, generators)
-        self.critic = MLP(self.n_members, (*trunk, 1), spec.activation, 1.0, generators)
+        self.encoder: nn.Module | None = None
+        self._build_heads(generators)
         self.log_std = (
-            nn.Parameter(torch.full((self.n_members, 1, spec.action_size), spec.log_std))
+            nn.Parameter(torch.full((self.n_members, 1, 1 if spec.per_asset else spec.action_size), spec.log_std))
             if self.distribution.has_log_std
             else None
         )
         kind = {"standard": FixedNormalizer, "quantile": QuantileNormalizer}[spec.normalizer]
-        self.row_normalizer = kind(self.n_members, spec.row_size) if spec.row_size else None
+        # One row of statistics serves as many assets as lie side by side.
+        width = spec.row_size // spec.n_assets if spec.per_asset else spec.row_size
+        self.row_normalizer = kind(self.n_members, width) if width else None
         # A market's account vector is of order one by construction; what else is observed is not.
         self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
         self._windows: MarketWindows | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
+
+    def _build_heads(self, generators: Sequence[torch.Generator]) -> None:
+        spec = self.spec
+        trunk = (self._build_trunk(generators), *spec.hidden)
+
+        def head(size: int, gain: float) -> MLP:
+            return MLP(self.n_members, (*trunk, size), spec.activation, gain, generators, spec.layer_norm)
+
+        self.actor = head(self.distribution.head_size, 0.01)
+        self.critic = head(1, 1.0) if spec.value else None
+
+    def _build_trunk(self, generators: Sequence[torch.Generator]) -> int:
+        """Build what comes before the heads; returns how many numbers they read."""
+        if self.spec.network not in ("transformer", "lightweight"):
+            return self.spec.size
+        self.encoder = TransformerEncoder(self.spec.row_size, self.spec.lookback, generators, **self.spec.options)
+        return self.encoder.size + self.spec.state_size
 
     def forget(self) -> None:
         """Statistics have changed: what was normalised by the old ones is no longer of use."""
@@ -137,7 +105,12 @@ class ActorCritic(nn.Module):
         """Normalised market windows (P, m, L * R) -> the market's share of the first layers' sums of `nets` (both
         unless told), side by side, biases left out: (P, m, sum of their widths)."""
         nets = nets or (self.actor, self.critic)
-        return torch.bmm(windows, first_weights(nets)[:, : windows.shape[-1]])
+        encoded = self.encode(windows)
+        return torch.bmm(encoded, first_weights(nets)[:, : encoded.shape[-1]])
+
+    def encode(self, windows: Tensor) -> Tensor:
+        """Normalised market windows (P, m, L * R) -> what the heads read of them, the windows or (P, m, E)."""
+        return windows if self.encoder is None else self.encoder(windows)
 
     def heads(self, market: Tensor | None, state: Tensor, *nets: MLP) -> list[Tensor]:
         """What each of `nets` (both unless told) makes of embedded bars and accounts.
@@ -173,13 +146,22 @@ class ActorCritic(nn.Module):
         rows, state = x.split([x.shape[-1] - self.spec.state_size, self.spec.state_size], dim=-1)
         return self.row_normalizer(rows), state
 
-    def outputs(self, windows: Tensor | None, state: Tensor, *nets: MLP) -> list[Tensor]:
-        """`heads` of normalised market windows (P, m, L * R), each serving n / m samples, and states (P, n, K)."""
+    def outputs(self, windows: Tensor | None, state: Tensor, *nets: MLP, where: Tensor | None = None) -> list[Tensor]:
+        """`heads` of normalised market windows (P, m, L * R), each serving n / m samples, and states (P, n, K).
+
+        where: (P, m), the samples' windows by their place among those given, of which there may be fewer.
+        """
         nets = nets or (self.actor, self.critic)
-        if windows is None or windows.shape[1] != state.shape[1]:
-            return self.heads(None if windows is None else self.embed(windows, *nets), state, *nets)
+        if windows is None:
+            return self.heads(None, state, *nets)
+        market = self.encode(windows)
+        if where is not None:
+            market = market.gather(1, where.unsqueeze(-1).expand(-1, -1, market.shape[-1]))
+        weights = first_weights(nets)
+        if market.shape[1] != state.shape[1]:
+            return self.heads(torch.bmm(market, weights[:, : market.shape[-1]]), state, *nets)
         # One window for each sample: one product of both parts is less work than two.
-        return self._rest(torch.bmm(torch.cat([windows, with_one(state)], dim=-1), first_weights(nets)), nets)
+        return self._rest(torch.bmm(torch.cat([market, with_one(state)], dim=-1), weights), nets)
 
     def dense(self, x: Tensor, *nets: MLP) -> list[Tensor]:
         """`heads` of dense observations (P, n, L * R + K)."""
@@ -197,10 +179,12 @@ class ActorCritic(nn.Module):
         """(log probability of `action`, entropy, value), each (P, n)."""
         return self(*self.split(x), action)
 
-    def forward(self, windows: Tensor | None, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, windows: Tensor | None, state: Tensor, action: Tensor, where: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`evaluate` of normalised market windows (P, m, L * R), each serving n / m samples that follow one another,
-        and states (P, n, K)."""
-        head, value = self.outputs(windows, state)
+        and states (P, n, K). where: as for `outputs`."""
+        head, value = self.outputs(windows, state, where=where)
         log_prob, entropy = self.distribution.log_prob_entropy(head, self.log_std, action)
         return log_prob, entropy, value.squeeze(-1)
 

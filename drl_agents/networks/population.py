@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from drl_agents.networks.activation import activate
+from environments.errors import InputError
 
 # Parameters and gradients are strided views of one flat tensor, on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -49,7 +51,7 @@ class PopulationLinear(nn.Module):
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W + b for each of P members: x (P, n, in), weight (P, in, out), bias (P, 1 or n, out)."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return torch.baddbmm(bias.to(weight.dtype), x, weight)
     n_out = weight.shape[2]
     if 1 < n_out < _LANES and x.device.type == "cpu":
@@ -58,8 +60,23 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.bmm(x, weight) + bias  # the sum is fused with what comes next
 
 
+class PopulationLayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016) with each member's own gain and shift: (P, n, D) -> (P, n, D), float32.
+
+    y = (x - mean(x)) / sqrt(var(x) + 1e-5) * gain + shift, the moments over D
+    """
+
+    def __init__(self, n_members: int, size: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(n_members, 1, size))
+        self.shift = nn.Parameter(torch.zeros(n_members, 1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x.float(), x.shape[-1:]) * self.gain + self.shift
+
+
 class MLP(nn.Module):
-    """Fully connected layers with tanh or ReLU between them, for P members.
+    """Fully connected layers with tanh or ReLU between them, for P members; with `layer_norm`, their sums normalised.
 
     Hidden layers start orthogonal with gain sqrt(2), the last with `last_gain` (Andrychowicz et al., "What Matters in
     On-Policy Reinforcement Learning?", 2021: a small last layer of the policy, 0.01, matters).
@@ -72,11 +89,13 @@ class MLP(nn.Module):
         activation: str,
         last_gain: float,
         generators: Sequence[torch.Generator],
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             PopulationLinear(n_members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
         )
+        self.norms = nn.ModuleList(PopulationLayerNorm(n_members, b) for b in sizes[1:-1]) if layer_norm else None
         self.activation = activation
         for layer in self.layers:
             layer.initialize(last_gain if layer is self.layers[-1] else 2**0.5, generators)
@@ -96,11 +115,20 @@ class MLP(nn.Module):
         The last layer is computed in float32 whatever the precision of the others: a value or a mean of three digits
         would be the noise that the loss then learns.
         """
-        for layer in self.layers[1:-1]:
-            x = layer(activate(self.activation, x))
-        x = activate(self.activation, x)
+        for i, layer in enumerate(self.layers[1:-1]):
+            x = layer(self._activated(x, i))
+        x = self._activated(x, len(self.layers) - 2)
         with torch.autocast(x.device.type, enabled=False):
             return self.layers[-1](x.to(self.layers[-1].weight.dtype))
+
+    def _activated(self, sums: Tensor, layer: int) -> Tensor:
+        return activate(self.activation, sums if self.norms is None else self.norms[layer](sums))
+
+
+class FlatPart(NamedTuple):
+    """Some of the columns of flat parameters. values: (P, D'), a view."""
+
+    values: Tensor
 
 
 class FlatParameters:
@@ -122,6 +150,19 @@ class FlatParameters:
         for parameter, view in zip(named.values(), self.views().values(), strict=True):
             view.copy_(parameter.data)
             parameter.data = view
+
+    def split(self, prefix: str) -> tuple[FlatPart, FlatPart]:
+        """The parameters before those whose names begin with `prefix`, and those, which are the last ones.
+
+        Raises:
+            InputError: they are not: the network shares what they would be with the rest.
+        """
+        ours = [name.startswith(prefix) for name in self.shapes]
+        first = ours.index(True) if any(ours) else 0
+        if not (first > 0 and all(ours[first:])):
+            raise InputError(f"the network has no {prefix.rstrip('.')} of its own that could be trained by itself")
+        width = sum(self.widths[:first])
+        return FlatPart(self.values[:, :width]), FlatPart(self.values[:, width:])
 
     def views(self) -> dict[str, Tensor]:
         """The parameters by name, as views of the flat tensor that know no gradient."""

@@ -20,6 +20,7 @@ class Rollout:
     bar (T + 1, C) int64 and state (T + 1, N, K): what was seen before each step, and after the last.
     final_bar (T, C), final_state (T, N, K): the true successor of each step.
     action (T, N, ...), log_prob (T, N), reward (T, N), terminated and truncated (T, N) bool.
+    memory (P, N / P, M): of a policy that remembers, before the first step; else None.
     """
 
     def __init__(self, env: VecEnv, horizon_len: int, action_shape: tuple[int, ...], action_dtype: torch.dtype) -> None:
@@ -27,6 +28,7 @@ class Rollout:
         self.rows, self.lookback, self.n_members = env.rows, env.lookback, env.n_members
         self.horizon_len, self.n_envs, self.envs_per_clock = t, n, env.envs_per_clock
         self._parts: dict[int, list[Rollout]] = {}
+        self.memory: Tensor | None = None
         clocks = n // env.envs_per_clock
         self.bar = None if env.rows is None else torch.zeros(t + 1, clocks, dtype=torch.int64, device=device)
         self.final_bar = None if env.rows is None else torch.zeros(t, clocks, dtype=torch.int64, device=device)
@@ -50,7 +52,7 @@ class Rollout:
     def _part(self, steps: slice) -> Rollout:
         own = copy.copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and name != "rows":
+            if isinstance(value, Tensor) and name not in ("rows", "memory"):
                 setattr(own, name, value[steps])
         own.horizon_len = steps.stop - steps.start
         return own
@@ -75,6 +77,19 @@ class Rollout:
         t, n = x.shape[:2]
         p = self.n_members
         return x.view(t, p, n // p, *x.shape[2:]).transpose(0, 1).reshape(p, t * (n // p), *x.shape[2:])
+
+    def by_sequence(self, x: Tensor) -> Tensor:
+        """(T, N or clocks, ...) -> (P, T * N / P, ...): a member's samples clock by clock, of each all T steps in
+        succession, in a step those that share the clock."""
+        t, p = x.shape[0], self.n_members
+        clocks = self.n_envs // self.envs_per_clock // p
+        return x.view(t, p, clocks, -1, *x.shape[2:]).movedim(0, 2).reshape(p, -1, *x.shape[2:])
+
+    def sequences_by_time(self, x: Tensor, steps: int) -> Tensor:
+        """(P, steps * N / P, ...) -> (steps, N, ...), the inverse of `by_sequence`."""
+        each = self.envs_per_clock
+        x = x.view(self.n_members, -1, steps, each, *x.shape[2:]).movedim(2, 0)
+        return x.reshape(steps, self.n_envs, *x.shape[4:])
 
     def by_time(self, x: Tensor, steps: int) -> Tensor:
         """(P, steps * N / P) -> (steps, N), the inverse of `by_member`."""

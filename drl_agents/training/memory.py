@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from drl_agents.agents.ppo import AgentPPO
+from drl_agents.agents.base import AgentBase
+from drl_agents.agents.off_policy import AgentOffPolicy
 from drl_agents.training.device import size_text
 from environments.errors import InputError
 from environments.vec_env import VecEnv
@@ -51,7 +52,7 @@ class Sizes:
         return self.samples / self.num_minibatches
 
 
-Build = Callable[[Sizes], tuple[AgentPPO, VecEnv]]
+Build = Callable[[Sizes], tuple[AgentBase, VecEnv]]
 
 
 class Meter:
@@ -95,10 +96,10 @@ class Meter:
 
 
 def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
-    """Peak bytes of each phase of a first iteration: building, rollout, advantages, learning.
+    """Peak bytes of each phase of a iteration: building, rollout, advantages (of agents that have them), learning.
 
-    On CUDA also "reserved": what the allocator held for all of it and gives back only when told to
-    (torch.cuda.memory_reserved).
+    The replay of an off-policy agent is made, whole, and learnt from in the last. On CUDA also "reserved": what the
+    allocator held for all of it and gives back only when told to (torch.cuda.memory_reserved).
     """
     gc.collect()
     if device.type == "cuda":
@@ -106,17 +107,21 @@ def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
     meter = Meter(device)
     meter.phase("building")
     agent, env = build(sizes)
-    advantages = agent.advantages
 
     def metered(rollout):
         meter.phase("advantages")
-        found = advantages(rollout)
+        found = type(agent).advantages(agent, rollout)
         meter.phase("learning")
         return found
 
     meter.phase("rollout")
     rollout = agent.explore_env(env, sizes.horizon_len)
-    agent.advantages = metered
+    if isinstance(agent, AgentOffPolicy):
+        agent.timesteps = agent.config.learning_starts
+    if hasattr(agent, "advantages"):
+        agent.advantages = metered
+    else:
+        meter.phase("learning")
     agent.update(rollout)
     meter.stop()
     env.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drl_agents.agents.ppo import AgentPPO
+from drl_agents.agents.base import AgentBase
 from drl_agents.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from drl_agents.training.progress import PhaseClock
 from drl_agents.training.record import RunRecord
@@ -81,7 +81,7 @@ class TrainResult:
 
 
 def train(
-    agent: AgentPPO,
+    agent: AgentBase,
     env: VecEnv,
     budget: Budget,
     *,
@@ -116,7 +116,7 @@ def train(
     Raises:
         TrainingDiverged: a figure is NaN or infinite, or every update of an iteration was skipped for gradients
             that were.
-        InputError: the checkpoint is damaged or belongs to another run.
+        InputError: the checkpoint is damaged or belongs to another run; learning would start when the budget is spent.
     """
     # As they will be read back; what JSON cannot hold is refused now and not when the run is resumed.
     facts = json.loads(json.dumps(facts))
@@ -127,6 +127,8 @@ def train(
     if resume and checkpoint is not None and Path(checkpoint).exists():
         done_iterations, episodes = continue_from(load_checkpoint(checkpoint), agent, env, facts)
     if limit is not None:
+        if limit * per_member < (starts := getattr(agent.config, "learning_starts", 0)):
+            raise InputError(f"learning_starts={starts}: accepted is at most the budget, {limit * per_member} steps")
         # Of the whole budget, not of what is left of it: a resumed run must compute as the unbroken one.
         agent.compiler.plan(limit * per_member * env.n_members)
     figures: dict[str, list[float]] = {}
@@ -194,7 +196,9 @@ def train(
     )
 
 
-def continue_from(state: dict[str, Any], agent: AgentPPO, env: VecEnv, facts: dict[str, Any] | None) -> tuple[int, int]:
+def continue_from(
+    state: dict[str, Any], agent: AgentBase, env: VecEnv, facts: dict[str, Any] | None
+) -> tuple[int, int]:
     """Put a loaded checkpoint back; returns (iterations, episodes) done.
 
     Raises:
