@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from drl_agents.deployment.gate import GateLimits
-from drl_agents.deployment.main_job import JobResult, JobSettings, run_main_job
+from drl_agents.deployment.job_plan import JobSettings
+from drl_agents.deployment.main_job import JobResult, run_main_job
 from drl_agents.training.commandline import DataOptions, OutputOptions, run, terminal
 from drl_agents.training.config import read_rules
+from drl_agents.training.device import MemoryOptions
 from drl_agents.training.interrupt import Interrupt
 from environments.errors import InputError
 
@@ -24,6 +26,10 @@ class Options:
     """trials the study is to have in all, pruned and failed ones included"""
     n_envs: int = 1
     """environments each agent trains in, side by side"""
+    n_steps: int | None = None
+    """steps of each environment per rollout (horizon_len); default: searched"""
+    batch_size: int | None = None
+    """samples of a minibatch, in place of a searched number of minibatches: a divisor of n_envs * n_steps"""
     timesteps: int = 20_000
     """environment steps each fold's agent trains for"""
     n_splits: int = 5
@@ -97,10 +103,15 @@ class Options:
     clock_groups: int | None = None
     """clocks of each agent: its environments share them equally, and what they see is computed once per clock and bar;
     default: each environment has its own"""
+    agent: str = "ppo"
+    """what learns: ppo, shac, a2c, sac, td3, ddpg, dqn, an installed agent, or package.module:Class"""
+    network: str = "mlp"
+    """of every trial's policy: mlp, gru, transformer, lightweight, or package.module:Class, an nn.Module of your own"""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """precision of matrix products"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the inner loops; auto: from four million steps of a batch of trials on"""
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     limits: GateLimits = field(default_factory=GateLimits)
     bars: DataOptions = field(default_factory=DataOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -129,6 +140,8 @@ def main(options: Options) -> int:
             continue
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")
+    if options.n_steps is not None and options.n_steps < 1:
+        raise InputError(f"--n-steps {options.n_steps}: at least 1 is needed")
     if not 1 <= options.test_groups < options.n_splits:
         raise InputError(
             f"--test-groups {options.test_groups}: accepted are 1 to {options.n_splits - 1}, fewer than --n-splits"
@@ -141,6 +154,9 @@ def main(options: Options) -> int:
     if not result.complete:
         print(f"interrupted: the study is saved; the same command goes on with it (--study-name {options.study_name})")
         return 130
+    if result.candidate is None:
+        print(f"the study is complete; another worker judges it: {options.logs / 'studies' / options.study_name}")
+        return 0
     tell(result, options)
     return 0
 
@@ -157,6 +173,7 @@ def tell(result: JobResult, options: Options) -> None:
             f"the gate passed it; deployed to {result.deployed}"
             if result.deployed
             else "the gate passed it; not deployed"
+            + (" yet: the champion is being traded, it runs in its shadow first" if options.deploy else "")
         )
     else:
         print("the gate refused it:")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from drl_agents.deployment.bundle import WEIGHTS
@@ -21,65 +21,30 @@ from drl_agents.deployment.candidate import (
     walking_env,
 )
 from drl_agents.deployment.gate import GateLimits, Verdict
+from drl_agents.deployment.job_plan import JobSettings, Plan, data_facts, identity, plan_bars
 from drl_agents.deployment.registry import Registry, slot_of
 from drl_agents.deployment.trader import PaperResult, PaperTrader
 from drl_agents.evaluation.report import ReportPaths, write_report
-from drl_agents.evaluation.splits import Fold, combinatorial_purged, split_holdout
 from drl_agents.search.config import TrialConfig
+from drl_agents.search.members import population_agent
+from drl_agents.search.memory import largest_config, plan_population
 from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload
 from drl_agents.search.progress import StudyProgress
 from drl_agents.search.results import best_trial
-from drl_agents.search.space import MAX_LOOKBACK
 from drl_agents.search.study import Study, StudyPlace, auto_population, kept_population, open_study, run_study
 from drl_agents.training.record import plain, versions
+from drl_agents.training.runlock import RunLock
 from environments.alpaca_env import default_env
 from environments.errors import InputError
-from environments.features import compute_features, ready_from
 from environments.live.local import LocalBroker
 from environments.market import Market
 
 logger = logging.getLogger(__name__)
 
-MAX_FOLDS = 500  # each trains an agent in every trial
-MIN_SEGMENT = 32  # bars; a shorter training range is more seam than market
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """What the main job is asked to do; see `scripts/optimize.py` for what each means to a user.
-
-    holdout_bars: None takes a fifth of the bars. embargo: None takes 1% of the search bars. env_options: environment
-    options that are not searched. seeds: agents trained on each fold of a trial. population: trials trained side by
-    side; None keeps what the study began with, or chooses (`search.study.auto_population`). amp, compile: of every
-    agent, see `PPOConfig`.
-    """
-
-    study_name: str
-    n_trials: int = 20
-    n_envs: int = 1
-    timesteps: int = 20_000
-    n_splits: int = 5
-    test_groups: int = 2
-    embargo: int | None = None
-    holdout_bars: int | None = None
-    folds_per_batch: int | None = None
-    seeds: int = 1
-    population: int | None = None
-    n_seeds: int = 3
-    seed: int = 0
-    env: str | None = None
-    storage: str | None = None
-    logs: Path = Path("logs")
-    deploy: bool = True
-    limits: GateLimits = field(default_factory=GateLimits)
-    env_options: Mapping[str, Any] = field(default_factory=dict)
-    amp: str = "off"
-    compile: str = "auto"
-
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of it; None for the steps an interrupted job did not reach."""
+    """What came of it; None for the steps an interrupted job did not reach, or that another worker does."""
 
     complete: bool
     candidate: Candidate | None = None
@@ -88,72 +53,6 @@ class JobResult:
     deployed: Path | None = None
     paper: PaperResult | None = None
     paper_difference: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the bars are divided. holdout: the held-out window; search: the ranges the study may use; folds: its
-    splits."""
-
-    holdout: tuple[int, int]
-    search: list[tuple[int, int]]
-    folds: list[Fold]
-
-
-def plan_bars(market: Market, settings: JobSettings) -> Plan:
-    """Divide the bars: the last for the judgement, the rest into CPCV folds, purged and embargoed.
-
-    Purged are as many bars as the longest lookback of the search space plus the decision lag: a training
-    observation reaches that far back, and its order that far ahead.
-
-    Raises:
-        InputError: too few bars for what is asked; says how many there are.
-    """
-    table = compute_features(market, _names(settings))
-    first = ready_from(table)
-    segments = [(max(a, first), b) for a, b in market.segments() if b - max(a, first) >= 2]
-    bars = sum(b - a for a, b in segments)
-    holdout = settings.holdout_bars if settings.holdout_bars is not None else bars // 5
-    purge = MAX_LOOKBACK + int(settings.env_options.get("decision_lag", 1))
-    search, held = split_holdout(segments, holdout, purge)
-    count = math.comb(max(settings.n_splits, 0), max(settings.test_groups, 0))
-    if count > MAX_FOLDS:
-        raise InputError(
-            f"n_splits {settings.n_splits} with test_groups {settings.test_groups} make {count} folds: "
-            f"at most {MAX_FOLDS} are accepted"
-        )
-    embargo = settings.embargo if settings.embargo is not None else sum(b - a for a, b in search) // 100
-    folds = combinatorial_purged(
-        search, settings.n_splits, settings.test_groups, purge, embargo, min_length=MIN_SEGMENT
-    )
-    return Plan((held[0][0], held[-1][1]), search, folds)
-
-
-def _names(settings: JobSettings) -> tuple[str, ...] | None:
-    names = settings.env_options.get("features")
-    return None if names is None else tuple(names)
-
-
-def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str, batch: int) -> dict[str, Any]:
-    """What must be the same for two runs to be runs of one study."""
-    return {
-        "fingerprint": market.fingerprint,
-        "symbols": list(market.symbols),
-        "timeframe": str(market.timeframe),
-        "env": env_name,
-        "env_options": {k: v for k, v in sorted(settings.env_options.items())},
-        "n_envs": settings.n_envs,
-        "timesteps": settings.timesteps,
-        "n_splits": settings.n_splits,
-        "test_groups": settings.test_groups,
-        "holdout": list(plan.holdout),
-        "folds_per_batch": batch,
-        "seeds": settings.seeds,
-        "amp": settings.amp,
-        "compile": settings.compile,
-        "folds": [[f.train[0][0], f.train[-1][1], len(f.train), len(f.test)] for f in plan.folds],
-        "seed": settings.seed,
-    }
 
 
 def run_main_job(
@@ -169,6 +68,7 @@ def run_main_job(
         InputError: something asked for cannot be; one line.
     """
     env_name = settings.env or default_env(market).__name__
+    fixed = settings.fixed()
     plan = plan_bars(market, settings)
     batch = settings.folds_per_batch or -(-len(plan.folds) // 2)
     workload = Workload(
@@ -177,10 +77,17 @@ def run_main_job(
     )  # fmt: skip
     place = StudyPlace(settings.study_name, settings.logs / "studies" / settings.study_name, settings.storage)
     facts = data_facts(market, plan)
-    # One environment is built before the study is made: what is wrong with its options is told now.
-    walking_env(workload, TrialConfig(env=settings.env_options), plan.holdout, 1)
+    # One environment is built before the study is made, and an agent: what is wrong with them is told now.
+    config = TrialConfig(settings.env_options, {"network": settings.network}, workload.agent, settings.agent)
+    tried = walking_env(workload, config, plan.holdout, 1)
+    population_agent(tried, [config], [settings.seed], market.device).check_env(tried)
+    most = settings.population or auto_population(workload, settings.n_trials)
+    if settings.memory.given:
+        settings, workload, most = within_memory(settings, workload, fixed, most)
     study = open_study(place, identity(market, plan, settings, env_name, batch))
-    population = settings.population or kept_population(study, auto_population(workload, settings.n_trials))
+    population = settings.population or kept_population(study, most)
+    if settings.memory.given and population > most:
+        raise InputError(f"the study trains {population} trials side by side, and {most} fit the memory budget")
     logger.info("Using Vectorized Environments: %d parallel envs", settings.n_envs)
     held = plan.holdout[1] - plan.holdout[0]
     logger.info("%s; %d folds, %d held-out bars; on %s", market.description, len(plan.folds), held, market.device)
@@ -197,7 +104,7 @@ def run_main_job(
             n_trials=settings.n_trials,
             seed=settings.seed,
             population=population,
-            fixed=settings.env_options,
+            fixed=fixed,
             stop=stop,
             on_change=changed,
         )
@@ -207,7 +114,45 @@ def run_main_job(
         return _finish(study, place, workload, plan, settings, progress)
 
 
+def within_memory(
+    settings: JobSettings, workload: Workload, fixed: Mapping[str, Any], most: int
+) -> tuple[JobSettings, Workload, int]:
+    """Settings and workload in the precision, and the number of trials of a batch, that fit the memory budget.
+
+    Raises:
+        InputError: not one trial fits, or fewer than were asked for.
+    """
+    device = workload.market.device
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    planned = plan_population(
+        workload, largest_config(settings.agent, fixed), most, settings.memory.budget(device), "bf16" if bf16 else None
+    )
+    logger.info("%s", planned.reason)
+    if settings.population is not None and planned.population < settings.population:
+        raise InputError(f"--population {settings.population} does not fit: {planned.reason}")
+    if device.type == "cuda":  # what the measurements held is not the study's
+        torch.cuda.empty_cache()
+    workload = replace(workload, agent={**workload.agent, "amp": planned.amp})
+    return replace(settings, amp=planned.amp), workload, planned.population
+
+
 def _finish(
+    study: Study, place: StudyPlace, workload: Workload, plan: Plan, settings: JobSettings, progress: StudyProgress
+) -> JobResult:
+    """Refit, judge, deploy, report; by one of the workers that find the study complete, the others leave it at that."""
+    claim = RunLock(place.folder / "refit.json")
+    try:
+        claim.acquire()
+    except InputError as held:
+        logger.info("another worker judges the study: %s", held)
+        return JobResult(True)
+    try:
+        return _judge(study, place, workload, plan, settings, progress)
+    finally:
+        claim.release()
+
+
+def _judge(
     study: Study, place: StudyPlace, workload: Workload, plan: Plan, settings: JobSettings, progress: StudyProgress
 ) -> JobResult:
     market = workload.market
@@ -219,11 +164,8 @@ def _finish(
     )  # fmt: skip
     progress.enter("judge", "judging on the held-out bars")
     registry = Registry(settings.logs)
-    with registry.exclusive():
-        slot = slot_of(candidate.bundle.manifest["market"])
-        verdict = pass_gate(candidate, registry.champion(slot), workload, settings.limits)
-        progress.enter("deploy", "deploying" if verdict.passed and settings.deploy else "recording the refusal")
-        deployed = decide(registry, candidate, verdict, settings.deploy)
+    verdict, deployed = judge_and_decide(registry, candidate, workload, settings.limits, settings.deploy)
+    progress.enter("deploy", "deployed" if deployed else "decision recorded")
     progress.enter("paper", "paper-trading the held-out bars through the local broker")
     paper, difference = paper_trade(candidate, market, settings.logs / "paper" / settings.study_name)
     facts = report_facts(study, place, candidate, verdict, market, plan, settings)
@@ -249,8 +191,39 @@ def _finish(
     return JobResult(True, candidate, verdict, report, deployed, paper, difference)
 
 
-def decide(registry: Registry, candidate: Candidate, verdict: Verdict, deploy: bool) -> Path | None:
-    """Promote what passed, record what did not. Returns where the promoted bundle lies."""
+def judge_and_decide(
+    registry: Registry,
+    candidate: Candidate,
+    workload: Workload,
+    limits: GateLimits,
+    deploy: bool,
+    terms: Mapping[str, Any] | None = None,
+) -> tuple[Verdict, Path | None]:
+    """The gate's verdict beside the champion of the candidate's market, and `decide`.
+
+    Judged without the registry's lock: a trader that wants to promote or to roll back must not wait for back-tests.
+    Where the champion changed meanwhile, it is judged again.
+    """
+    slot = slot_of(candidate.bundle.manifest["market"])
+    while True:
+        champion = registry.champion(slot)
+        verdict = pass_gate(candidate, champion, workload, limits)
+        with registry.exclusive():
+            if registry.champion_id(slot) == (champion and champion.id):
+                return verdict, decide(registry, candidate, verdict, deploy, terms)
+
+
+def decide(
+    registry: Registry,
+    candidate: Candidate,
+    verdict: Verdict,
+    deploy: bool,
+    terms: Mapping[str, Any] | None = None,
+) -> Path | None:
+    """Promote what passed, record what did not. Returns where the promoted bundle lies.
+
+    Where the champion is being traded, what passed runs in its shadow first, on `terms`, and None is returned.
+    """
     figures = candidate.result.figures()
     facts = {
         "sharpe": figures["sharpe"]["value"],
@@ -267,7 +240,13 @@ def decide(registry: Registry, candidate: Candidate, verdict: Verdict, deploy: b
     champion = registry.champion(slot_of(bundle.manifest["market"]))
     if champion is not None and champion.id == bundle.id:
         return champion.folder
-    return registry.promote(bundle, facts)
+    if registry.quarantined(bundle):
+        registry.refuse(bundle.id, study, ["it was rolled back before, and is in quarantine"], facts)
+        return None
+    place, champion_now = registry.put_forward(bundle, facts, terms)
+    if not champion_now:
+        logger.info("it runs in the champion's shadow first: %s", place)
+    return place if champion_now else None
 
 
 def paper_trade(candidate: Candidate, market: Market, folder: Path) -> tuple[PaperResult, float]:
@@ -283,26 +262,6 @@ def paper_trade(candidate: Candidate, market: Market, folder: Path) -> tuple[Pap
     if paper.equity.size != tested.size:
         raise RuntimeError(f"the trader saw {paper.equity.size} closes, the back-test {tested.size}")
     return paper, float(np.max(np.abs(paper.equity / tested - 1)))
-
-
-def data_facts(market: Market, plan: Plan) -> dict[str, Any]:
-    stamps = market.timestamps.cpu().numpy().astype("datetime64[ns]")
-
-    def span(window: tuple[int, int]) -> list[str]:
-        return [str(stamps[window[0]])[:19], str(stamps[window[1] - 1])[:19]]
-
-    return {
-        "source": market.source,
-        "symbols": list(market.symbols),
-        "timeframe": str(market.timeframe),
-        "bars": market.n_bars,
-        "fingerprint": market.fingerprint,
-        "synthetic": market.synthetic,
-        "search_bars": sum(b - a for a, b in plan.search),
-        "search_span": span((plan.search[0][0], plan.search[-1][1])),
-        "holdout_bars": plan.holdout[1] - plan.holdout[0],
-        "holdout_span": span(plan.holdout),
-    }
 
 
 def report_facts(

@@ -29,6 +29,11 @@ def counted(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if "requeued" not in t.user_attrs]
 
 
+def agent_of(study: optuna.Study) -> str:
+    """Whose trials a study's are; one that does not say is of PPO's time."""
+    return study.user_attrs.get("agent", "ppo")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Trials drawn together; every one of them carries this as its attribute `batch`.
@@ -50,13 +55,13 @@ class Batch:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "running": list(self.running)}
 
-    def knowledge(self, trials: Sequence[FrozenTrial]) -> Knowledge:
-        """What it knows of the study's `trials`: the same whenever it is asked."""
+    def knowledge(self, trials: Sequence[FrozenTrial], agent: str = "ppo") -> Knowledge:
+        """What it knows of the study's `trials`, of `agent`: the same whenever it is asked."""
         earlier = [t for t in trials if t.number < self.before and "batch" in t.user_attrs]
         ended = [t for t in earlier if t.number not in self.running and "requeued" not in t.user_attrs]
         ended.sort(key=_ordinal)
         running = [t.user_attrs["drawn"] for t in sorted(earlier, key=_ordinal) if t.number in self.running]
-        return Knowledge(ended, running, len({Batch.of(t).first for t in ended}))
+        return Knowledge(ended, running, len({Batch.of(t).first for t in ended}), agent)
 
 
 def _ordinal(trial: FrozenTrial) -> int:
@@ -116,7 +121,7 @@ def queue_batch(study: optuna.Study, room: int, size: int, seed: int, fixed: Map
         first = max((b.first + b.size for b in batches.values()), default=0)
         open_now = tuple(t.number for t in everything if t.state in OPEN)
         batch = Batch(first, size, len(everything), open_now)
-    drawn = batch.knowledge(trials).draw(batch.first, batch.size, seed, fixed)
+    drawn = batch.knowledge(trials, agent_of(study)).draw(batch.first, batch.size, seed, fixed)
     missing = [i for i in range(batch.size) if batch.first + i not in present]
     for i in missing[:room]:
         attrs = {"ordinal": batch.first + i, "batch": batch.to_dict(), "drawn": drawn[i]}

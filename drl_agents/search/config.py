@@ -4,51 +4,50 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from drl_agents.agents.ppo import PPOConfig
-from environments.errors import InputError
+from drl_agents.agents.registry import agent_config
 
 
 @dataclass(frozen=True)
 class TrialConfig:
     """One configuration.
 
-    env: options of the environment. network: hidden, activation, log_std. agent: fields of `PPOConfig`.
-    Whatever is left out has the default of the thing it configures.
+    env: options of the environment. network: what `PolicySpec.of` takes. agent: hyper-parameters of the agent
+    `agent_name`. Whatever is left out has the default of the thing it configures.
     """
 
     env: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
+    agent_name: str = "ppo"
 
     def __post_init__(self) -> None:
-        accepted = {item.name for item in fields(PPOConfig)}
-        unknown = sorted(set(self.agent) - accepted)
-        if unknown:
-            raise InputError(f"agent option {', '.join(unknown)}: accepted are {', '.join(sorted(accepted))}")
+        agent_config(self.agent_name, self.agent)  # what the agent would refuse is refused now
 
     @property
-    def ppo(self) -> PPOConfig:
-        return PPOConfig(**self.agent)
+    def hyper(self) -> Any:
+        """The agent's hyper-parameters, such as a `PPOConfig`."""
+        return agent_config(self.agent_name, self.agent)
 
     @property
     def lookback(self) -> int:
         return int(self.env.get("lookback", 1))
 
     def with_env(self, **options: Any) -> TrialConfig:
-        return TrialConfig({**self.env, **options}, self.network, self.agent)
+        return replace(self, env={**self.env, **options})
 
     def with_agent(self, **options: Any) -> TrialConfig:
-        return TrialConfig(self.env, self.network, {**self.agent, **options})
+        return replace(self, agent={**self.agent, **options})
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return {name: dict(value) for name, value in asdict(self).items()}
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Mapping[str, Any]]) -> TrialConfig:
-        return cls(**{name: dict(part) for name, part in value.items()})
+    def from_dict(cls, value: Mapping[str, Any]) -> TrialConfig:
+        """What `to_dict` gave; one that names no agent is of PPO's time."""
+        return cls(**value)
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -24,11 +24,10 @@ from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from drl_agents.search.config import derived_seed
-from drl_agents.search.space import SPACE, suggest
+from drl_agents.search.space import space_of, suggest
 
 STARTUP_TRIALS = 8  # drawn at random before the sampler trusts its model, and ended before anything is pruned
 CHOICE_BATCHES = 4  # batches of several trials whose choices are drawn at random
-CHOICES = frozenset(p.name for p in SPACE if p.choices)
 
 
 class Knowledge:
@@ -38,12 +37,17 @@ class Knowledge:
         ended: the trials that had ended when the batch was drawn, in the order of their ordinals.
         running: the parameters of those that were being run then.
         n_batches: batches that the ended trials came from.
+        agent: whose trials they are.
     """
 
     def __init__(
-        self, ended: Sequence[FrozenTrial], running: Sequence[Mapping[str, Any]] = (), n_batches: int = 0
+        self,
+        ended: Sequence[FrozenTrial],
+        running: Sequence[Mapping[str, Any]] = (),
+        n_batches: int = 0,
+        agent: str = "ppo",
     ) -> None:
-        self.n_batches = n_batches
+        self.n_batches, self.agent = n_batches, agent
         # A study of its own, in memory: sampler and pruner see what is in it and nothing that came later.
         self._study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
         for trial in ended:
@@ -58,7 +62,7 @@ class Knowledge:
                     )
                 )
         for params in running:
-            self._study.add_trial(_running(params, {}))
+            self._study.add_trial(self._running(params, {}))
 
     def draw(self, first: int, size: int, seed: int, fixed: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The parameters of the trials with the ordinals first, ..., first + size - 1; to be called once.
@@ -72,7 +76,7 @@ class Knowledge:
             choices: dict[str, Any] = {}
             if size > 1 and self.n_batches < CHOICE_BATCHES:
                 sampler = RandomSampler(seed=derived_seed(seed, "choices", first))
-                choices = _choices(self._ask(sampler, fixed, forget=True))
+                choices = self._choices(self._ask(sampler, fixed, forget=True))
             drawn = []
             for ordinal in range(first, first + size):
                 own = TPESampler(
@@ -83,7 +87,7 @@ class Knowledge:
                 )
                 drawn.append(self._ask(PartialFixedSampler(choices, own) if choices else own, fixed))
                 if size > 1:
-                    choices = choices or _choices(drawn[0])
+                    choices = choices or self._choices(drawn[0])
             return drawn
 
     def _ask(
@@ -91,7 +95,7 @@ class Knowledge:
     ) -> dict[str, Any]:
         self._study.sampler = sampler
         trial = self._study.ask()
-        suggest(trial, fixed)
+        suggest(trial, fixed, self.agent)
         if forget:
             self._study.tell(trial, state=TrialState.FAIL)
         return trial.params
@@ -103,18 +107,17 @@ class Knowledge:
         their end (Golovin et al., 2017, "Google Vizier", section 3.2.2), once there are `STARTUP_TRIALS` of these.
         """
         pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
-        return pruner.prune(self._study, _running({}, values))
+        return pruner.prune(self._study, self._running({}, values))
 
+    def _running(self, params: Mapping[str, Any], values: Mapping[int, float]) -> FrozenTrial:
+        known = {p.name: p.distribution for p in space_of(self.agent)}
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions={name: known[name] for name in params},
+            intermediate_values=dict(values),
+        )
 
-def _running(params: Mapping[str, Any], values: Mapping[int, float]) -> FrozenTrial:
-    known = {p.name: p.distribution for p in SPACE}
-    return create_trial(
-        state=TrialState.RUNNING,
-        params=dict(params),
-        distributions={name: known[name] for name in params},
-        intermediate_values=dict(values),
-    )
-
-
-def _choices(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name in CHOICES}
+    def _choices(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = {p.name for p in space_of(self.agent) if p.choices}
+        return {name: value for name, value in params.items() if name in chosen}

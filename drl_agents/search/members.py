@@ -1,8 +1,8 @@
 """Trials as members of one population: what they must have in common, and how each gets values of its own.
 
 A population is one network shape over one environment, so trials trained side by side share whatever changes a shape
-or which code runs. What is a number in a formula may differ: PPO's coefficients, the policy's first standard
-deviation, and the action scheme's strength.
+or which code runs. What is a number in a formula may differ: the agent's coefficients, the policy's first standard
+deviation, the action scheme's strength, the weights of the reward's terms and the costs of trading.
 """
 
 from __future__ import annotations
@@ -10,21 +10,29 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import torch
 
-from drl_agents.agents.ppo import AgentPPO, PPOConfig
+from drl_agents.agents.base import AgentBase
+from drl_agents.agents.registry import build_agent, find_agent
 from drl_agents.networks.policy import PolicySpec
 from drl_agents.search.config import TrialConfig
 from environments.actions import build_scheme
 from environments.errors import InputError
+from environments.frictions import COEFFICIENTS
 from environments.market_env import MarketVecEnv
+from environments.rewards import parse_reward
 
-OWN_AGENT = tuple(item.name for item in fields(PPOConfig) if "PerMember" in str(item.type))
 OWN_NETWORK = ("log_std",)
-OWN_ENV = ("max_trade", "sharpness", "threshold")  # options of the built-in action schemes
+OWN_SCHEME = ("max_trade", "sharpness", "threshold")  # options of the built-in action schemes
+OWN_ENV = (*OWN_SCHEME, *COEFFICIENTS, "reward")
+
+
+def own_agent(agent: str) -> tuple[str, ...]:
+    """The hyper-parameters of an agent that may differ between members."""
+    return tuple(item.name for item in fields(find_agent(agent)[1]) if "PerMember" in str(item.type))
 
 
 def common(config: TrialConfig) -> str:
@@ -32,12 +40,16 @@ def common(config: TrialConfig) -> str:
 
     Left out are the members' own values. A coefficient that is None turns its rule off for all.
     """
-    ppo = config.ppo
+    hyper = config.hyper
+    own = own_agent(config.agent_name)
     parts = {
         "env": {name: value for name, value in config.env.items() if name not in OWN_ENV},
+        "reward terms": parse_reward(config.env["reward"]).names if "reward" in config.env else "the environment's",
         "network": {name: value for name, value in config.network.items() if name not in OWN_NETWORK},
-        "agent": {item.name: getattr(ppo, item.name) for item in fields(PPOConfig) if item.name not in OWN_AGENT},
-        "off": [name for name in OWN_AGENT if getattr(ppo, name) is None],
+        "agent": {
+            config.agent_name: {name: value for name, value in asdict(hyper).items() if name not in own},
+        },
+        "off": [name for name in own if getattr(hyper, name) is None],
     }
     return json.dumps(parts, sort_keys=True, default=repr)
 
@@ -51,27 +63,35 @@ def check_common(configs: Sequence[TrialConfig]) -> None:
 
 
 def env_options(configs: Sequence[TrialConfig]) -> dict[str, Any]:
-    """The options the environment of these members is built with; `spread_scheme` then sets what they differ in."""
-    first = configs[0].env
-    return {k: v for k, v in first.items() if k not in OWN_ENV or all(c.env.get(k) == v for c in configs)}
+    """The options the environment of these members is built with, as lists of one per member where they differ; those
+    of the action scheme are left out then, and `spread_scheme` sets them."""
+    options = dict(configs[0].env)
+    for name in OWN_ENV:
+        values = [config.env.get(name) for config in configs]
+        if any(value != values[0] for value in values):
+            options.pop(name, None)
+            if name not in OWN_SCHEME:
+                options[name] = values
+    return options
 
 
-def population_ppo(configs: Sequence[TrialConfig]) -> PPOConfig:
-    """One `PPOConfig` for all members, with a list, one value per member, where they differ."""
-    own = [config.ppo for config in configs]
+def population_hyper(configs: Sequence[TrialConfig]) -> dict[str, Any]:
+    """The hyper-parameters for all members, with a list, one value per member, where they differ."""
+    own = [config.hyper for config in configs]
     merged = {}
-    for item in fields(PPOConfig):
+    for item in fields(own[0]):
         values = [getattr(config, item.name) for config in own]
         alike = all(value == values[0] for value in values)
         merged[item.name] = values[0] if alike else values
-    return PPOConfig(**merged)
+    return merged
 
 
 def population_agent(
     env: MarketVecEnv, configs: Sequence[TrialConfig], seeds: Sequence[int], device: torch.device
-) -> AgentPPO:
+) -> AgentBase:
     """The agent whose member p has the hyper-parameters of `configs[p]` and the seed `seeds[p]`."""
-    agent = AgentPPO(PolicySpec.of(env, **configs[0].network), population_ppo(configs), seeds, device)
+    spec = PolicySpec.of(env, **configs[0].network)
+    agent = build_agent(configs[0].agent_name, spec, population_hyper(configs), seeds, device)
     (name,) = OWN_NETWORK
     default = next(item.default for item in fields(PolicySpec) if item.name == name)
     assert default is not MISSING
@@ -79,7 +99,7 @@ def population_agent(
     return agent
 
 
-def set_log_std(agent: AgentPPO, values: Sequence[float]) -> None:
+def set_log_std(agent: AgentBase, values: Sequence[float]) -> None:
     """Start member p's action distribution at the log standard deviation `values[p]`, all actions alike."""
     if agent.policy.log_std is not None:  # choices have none
         for own, value in zip(agent.policy.log_std.data, values, strict=True):
@@ -95,7 +115,7 @@ def spread_scheme(env: MarketVecEnv, configs: Sequence[TrialConfig]) -> None:
     Raises:
         InputError: a value is out of range, or not an option of the scheme.
     """
-    chosen = [{name: c.env[name] for name in OWN_ENV if c.env.get(name) is not None} for c in configs]
+    chosen = [{name: c.env[name] for name in OWN_SCHEME if c.env.get(name) is not None} for c in configs]
     if all(own == chosen[0] for own in chosen):
         return
     plain = env.scheme

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from drl_agents.agents.ppo import AgentPPO
+from drl_agents.agents.base import AgentBase
 from drl_agents.evaluation.backtest import walk_returns
 from drl_agents.evaluation.metrics import sharpe_ratio
 from drl_agents.evaluation.splits import Fold
@@ -96,7 +96,7 @@ def train_members(
     config: TrialConfig | Sequence[TrialConfig],
     segments: Sequence[Sequence[tuple[int, int]]],
     seeds: Sequence[int],
-) -> tuple[AgentPPO, TrainResult]:
+) -> tuple[AgentBase, TrainResult]:
     """Train one member per entry of `segments`, each on its own segments with its own seed, side by side.
 
     The result of a member does not depend on which others it is trained with.
@@ -126,7 +126,7 @@ def train_members(
 
 
 def walk_folds(
-    workload: Workload, config: TrialConfig | Sequence[TrialConfig], folds: Sequence[Fold], agent: AgentPPO
+    workload: Workload, config: TrialConfig | Sequence[TrialConfig], folds: Sequence[Fold], agent: AgentBase
 ) -> np.ndarray:
     """(len(folds), B) test returns of each fold's member, NaN outside its test windows. config: as `train_members`."""
     market = workload.market

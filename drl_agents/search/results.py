@@ -20,11 +20,13 @@ class StudyStatistics:
     """What the trials of a study say together.
 
     n_trials: tried, failed and pruned ones included. trial_sharpes: (n_trials,) per-bar out-of-sample Sharpe
-    ratios, NaN where a trial has none. pbo: over the trials that ran to their end.
+    ratios, NaN where a trial has none. n_bars: bars each of them was measured on. pbo: over the trials that ran to
+    their end.
     """
 
     n_trials: int
     trial_sharpes: np.ndarray
+    n_bars: int
     pbo: PBOResult
 
 
@@ -43,7 +45,7 @@ def study_statistics(study: optuna.Study, place: StudyPlace) -> StudyStatistics:
         sharpes[: len(columns)] = [sharpe_ratio(column, 1.0) for column in matrix.T.astype(np.float64)]
     else:
         matrix = np.zeros((0, 0))
-    return StudyStatistics(len(trials), sharpes, probability_of_backtest_overfitting(matrix))
+    return StudyStatistics(len(trials), sharpes, len(matrix), probability_of_backtest_overfitting(matrix))
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial:

@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from drl_agents.search.claims import Batch, claim_batch, counted, first_beat, requeue, requeue_dead
+from drl_agents.search.claims import Batch, agent_of, claim_batch, counted, first_beat, requeue, requeue_dead
 from drl_agents.search.config import derived_seed
 from drl_agents.search.objective import (
     OBJECTIVE_NAME,
@@ -77,7 +77,9 @@ def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: 
         else:
             study = optuna.create_study(study_name=place.name, storage=storage, direction="maximize", **idle)
         known = study.user_attrs
-        if not study.get_trials(deepcopy=False):
+        if study.get_trials(deepcopy=False):
+            known.setdefault("agent", agent_of(study))
+        else:
             # New, or its maker died before it had written all.
             for key, value in {**identity, "objective": OBJECTIVE_NAME, "unit": OBJECTIVE_UNIT}.items():
                 if key not in known:
@@ -163,8 +165,8 @@ def _run_batch(
 
     try:
         everything = study.get_trials(deepcopy=False)
-        knowledge = Batch.of(everything[trials[0].number]).knowledge(everything)
-        configs = [suggest(trial, fixed) for trial in trials]
+        knowledge = Batch.of(everything[trials[0].number]).knowledge(everything, agent_of(study))
+        configs = [suggest(trial, fixed, agent_of(study)) for trial in trials]
         seeds = [derived_seed(seed, "trial", trial.user_attrs["ordinal"]) for trial in trials]
         for trial, config, own in zip(trials, configs, seeds, strict=True):
             trial.set_user_attr("config", config.to_dict())

@@ -8,7 +8,8 @@ import torch
 
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.deployment.gate import GateLimits
-from drl_agents.deployment.main_job import JobSettings, run_main_job
+from drl_agents.deployment.job_plan import JobSettings
+from drl_agents.deployment.main_job import run_main_job
 from drl_agents.deployment.registry import Registry
 from drl_agents.evaluation.backtest import backtest
 from drl_agents.networks.policy import PolicySpec

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def scored(workload, configs, seeds, report) -> list[TrialOutcome]:
     """A trial is worth its learning rate, and its returns are that and its seed."""
-    values = [config.ppo.learning_rate for config in configs]
+    values = [config.hyper.learning_rate for config in configs]
     return [TrialOutcome(np.array([v]), np.array([v, s]), 1, 1.0) for v, s in zip(values, seeds, strict=True)]
 
 

@@ -18,7 +18,7 @@ from drl_agents.search import study as study_module
 from drl_agents.search.claims import counted, requeue_dead
 from drl_agents.search.objective import SplitFailed, TrialFailed, TrialOutcome, TrialPruned, Workload
 from drl_agents.search.place import StudyPlace
-from drl_agents.search.space import MAX_LOOKBACK
+from drl_agents.search.space import MAX_LOOKBACK, SPACE
 from drl_agents.search.study import auto_population, open_study, run_study
 from environments.data.source import load_bars
 from environments.errors import InputError
@@ -44,7 +44,7 @@ def scored(workload, configs, seeds, report) -> list:
     """In place of training: a value that depends on what was drawn and on the seed, told in two halves."""
     ends = []
     for i, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
-        value = float(np.log(config.ppo.learning_rate) + 5 * config.ppo.gamma + seed % 1000 / 1000)
+        value = float(np.log(config.hyper.learning_rate) + 5 * config.hyper.gamma + seed % 1000 / 1000)
         if seed % 4 == 0:
             ends.append(TrialFailed(SplitFailed(f"nothing was traded with seed {seed}")))
         elif report(i, 1, value - 0.5):
@@ -127,10 +127,11 @@ def test_another_seed_another_study(tmp_path, size, whole):
 
 
 def test_a_batch_shares_its_choices_and_nothing_else(size, whole):
+    choices = {p.name for p in SPACE if p.choices}
     for first in range(0, N_TRIALS, size):
         drawn = [line[1] for line in whole[first : first + size]]
         for name in drawn[0]:
-            assert len({params[name] for params in drawn}) == (1 if name in draw.CHOICES else size), name
+            assert len({params[name] for params in drawn}) == (1 if name in choices else size), name
 
 
 def test_stopped_between_batches_and_gone_on(tmp_path, size, whole):

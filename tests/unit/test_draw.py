@@ -7,10 +7,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from drl_agents.search import draw
-from drl_agents.search.draw import CHOICES, Knowledge
+from drl_agents.search.draw import Knowledge
 from drl_agents.search.space import SPACE
 
 RANGES = {p.name: p for p in SPACE if not p.choices}
+CHOICES = {p.name for p in SPACE if p.choices}
 
 
 def ended(count: int, state: TrialState = TrialState.COMPLETE, best: str = "tanh"):

@@ -196,7 +196,13 @@ def varied(i: int, **agent) -> TrialConfig:
         "max_grad_norm": (0.5, 2.0, 1.0)[i],
         "target_kl": (0.05, 0.01, 0.1)[i],
     }
-    env = {**CONFIG.env, "max_trade": (1.0, 0.3, 0.6)[i]}
+    env = {
+        **CONFIG.env,
+        "max_trade": (1.0, 0.3, 0.6)[i],
+        "reward": ("excess:1,turnover:0.1", "excess:2,turnover:1", "excess:1,turnover:0.01")[i],
+        "spread_bps": (2.0, 0.0, 8.0)[i],
+        "commission_bps": (25.0, 10.0, None)[i],
+    }
     return TrialConfig(env, {**CONFIG.network, "log_std": (-0.5, -1.2, 0.0)[i]}, {**CONFIG.agent, **own, **agent})
 
 
@@ -295,7 +301,8 @@ def test_seeds_are_members_too(market):
     tested = np.isfinite(rows[0]).any(axis=0)
     np.testing.assert_allclose(end.returns[tested], np.nanmean(np.concatenate(rows)[:, tested], axis=0), atol=1e-8)
     assert end.train_steps == 2 * 6 * 256
-    beside = evaluate_batch(twice, [varied(1, target_kl=None), CONFIG], [3, 9])[1]
+    other = varied(1, target_kl=None).with_env(reward="excess:2")
+    beside = evaluate_batch(twice, [other, CONFIG.with_env(reward="excess")], [3, 9])[1]
     assert_same(beside, end)
 
 

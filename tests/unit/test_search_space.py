@@ -115,8 +115,8 @@ def test_the_value_arrives_as_it_was_drawn(workload, which):
     env = market_env(ENV, workload.market, 4, **config.env)
     spec = PolicySpec.of(env, **config.network)
     found = {
-        **{name: getattr(config.ppo, name) for name in drawn if name in PPOConfig.__dataclass_fields__},
-        "one_minus_gamma": pytest.approx(1 - config.ppo.gamma),
+        **{name: getattr(config.hyper, name) for name in drawn if name in PPOConfig.__dataclass_fields__},
+        "one_minus_gamma": pytest.approx(1 - config.hyper.gamma),
         "hidden_dim": spec.hidden[0],
         "num_layers": len(spec.hidden),
         "activation": spec.activation,
@@ -147,7 +147,7 @@ def test_drawn_values_stay_in_their_ranges():
     for _ in range(30):
         trial = study.ask()
         config = suggest(trial)
-        assert isinstance(config.ppo, PPOConfig) and config.lookback <= MAX_LOOKBACK
+        assert isinstance(config.hyper, PPOConfig) and config.lookback <= MAX_LOOKBACK
         for p in (p for p in SPACE if p.scheme in (None, "trades")):
             value = trial.params[p.name]
             assert value in p.choices if p.choices else p.low <= value <= p.high
@@ -161,7 +161,7 @@ def test_fixed_options_are_not_overruled():
 def test_a_configuration_survives_json(workload):
     config = config_from(BASE, {"episode_length": 50})
     again = TrialConfig.from_dict(json.loads(json.dumps(config.to_dict())))
-    assert again.ppo == config.ppo and dict(again.env) == dict(config.env)
+    assert again.hyper == config.hyper and dict(again.env) == dict(config.env)
     env = market_env(ENV, workload.market, 2, **config.env)
     assert PolicySpec.of(env, **again.network) == PolicySpec.of(env, **config.network)
     assert again.to_dict() == json.loads(json.dumps(config.to_dict()))
@@ -170,7 +170,7 @@ def test_a_configuration_survives_json(workload):
 def test_what_is_unknown_is_refused(workload):
     with pytest.raises(InputError, match="learning_rat.*learning_rate"):
         config_from({**BASE, "learning_rat": 1.0})
-    with pytest.raises(InputError, match="agent option gama: accepted are .*gamma"):
+    with pytest.raises(InputError, match="agent ppo has no field gama .*accepted are .*gamma"):
         TrialConfig(agent={"gama": 0.9})
     config = TrialConfig(env={"lookbak": 3})
     with pytest.raises(InputError, match="no option lookbak: accepted are .*lookback"):
