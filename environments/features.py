@@ -51,7 +51,7 @@ def _volume_score(bars: Bars) -> np.ndarray:
     if level.size >= 20:
         # Windows rather than running sums: a running sum keeps the rounding of every bar it ever saw, and
         # a live trader that joined later would see other digits.
-        window = np.lib.stride_tricks.sliding_window_view(level, 20)
+        window = level[None] if level.size == 20 else np.lib.stride_tricks.sliding_window_view(level, 20)
         spread = window.std(axis=1)
         value[19:] = np.clip((level[19:] - window.mean(axis=1)) / np.maximum(spread, 1e-6), -5, 5)
     return value
@@ -71,6 +71,10 @@ FEATURES: dict[str, Callable[[Bars], np.ndarray]] = {
     "dx": lambda b: talib.DX(b.high, b.low, b.close, 14) / 100,
     "volume_score": _volume_score,
 }
+
+# Of those that look back a few bars: how many they read. The newest value needs no more than these.
+SPANS = {"return_1": 2, "return_5": 6, "return_20": 21, "range": 1, "cci": 14, "volume_score": 20}
+_LONGEST_SPAN = max(SPANS.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +131,22 @@ def _compute(market: Market, names: tuple[str, ...]) -> FeatureTable:
 
 
 def asset_features(bars: Bars, extra: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
-    """(T, F) features of one asset's own bars; NaN while warming up. The live feed calls this too."""
+    """(T, F) features of one asset's own bars; NaN while warming up."""
     if bars.close.size < 2:  # TA-Lib refuses inputs shorter than two bars
         return np.full((bars.close.size, len(names)), np.nan)
     # A market at rest (high = low for long) divides by zero in some indicators: NaN, so not ready.
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.stack([extra[n] if n in extra else FEATURES[n](bars) for n in names], axis=-1)
+
+
+def newest_features(bars: Bars, extra: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
+    """(F,) the last row of `asset_features`: the same functions, over as few bars as they read."""
+    if bars.close.size < 2:
+        return np.full(len(names), np.nan)
+    columns = (bars.open, bars.high, bars.low, bars.close, bars.volume)
+    tail = Bars(*(column[-_LONGEST_SPAN:] for column in columns))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.array([extra[n][-1] if n in extra else FEATURES[n](tail if n in SPANS else bars)[-1] for n in names])
 
 
 def ready_from(table: FeatureTable) -> int:

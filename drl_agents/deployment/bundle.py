@@ -4,7 +4,7 @@
     policy.safetensors   weights and normalisers
 
 The bundle's id is the SHA-256 of the manifest, so a change of any byte of either file is found. Loading runs no code
-from the files.
+from the files; where the manifest names a network of the user's own, that class is imported from what is installed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
+from drl_agents.networks.build import build_policy
+from drl_agents.networks.player import Player
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from drl_agents.networks.population import member_state
 from drl_agents.training.record import code_version
@@ -68,20 +69,23 @@ class Bundle:
     def id(self) -> str:
         return self.manifest["id"]
 
-    @torch.no_grad()
-    def decide(self, x: Tensor) -> Tensor:
-        """Dense observations (1, n, D) -> actions (1, n, ...)."""
-        return self.policy.mode(x)
+    @property
+    def decide(self) -> Player:
+        """Dense observations (1, n, D) -> actions (1, n, ...). One for each walk: where the policy remembers, it
+        carries the memory from one call to the next."""
+        return Player(self.policy)
 
     def check_market(self, market: Market) -> None:
-        """Does the market fit? Symbols in their order, bar size, asset class, further columns.
+        """Does the market fit? Symbols in their order, bar size, asset class, further columns. A policy whose weights
+        are shared by the assets (`PolicySpec.per_asset`) may meet other symbols.
 
         Raises:
             InputError: it does not; names the field, what the bundle has and what the market has.
         """
         own = self.manifest["market"]
         here = market_facts(market)
-        for field in ("symbols", "timeframe", "asset_class", "extra"):
+        fields = ("timeframe", "asset_class", "extra")
+        for field in fields if self.policy.spec.per_asset else ("symbols", *fields):
             if own[field] != here[field]:
                 raise InputError(
                     f"bundle {self.id[:12]} does not fit: "
@@ -184,7 +188,7 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise InputError(f"{path}: missing")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise InputError(f"{path}: changed after it was written (its SHA-256 does not match)")
-    policy = ActorCritic(PolicySpec(**manifest["policy"]), seeds=(0,))
+    policy = build_policy(PolicySpec(**manifest["policy"]), seeds=(0,))
     try:
         policy.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
     except (SafetensorError, RuntimeError) as error:

@@ -1,44 +1,47 @@
 """PaperTrader: a bundle trading through a broker, one decision per closed bar.
 
-    new bar -> features -> build_observation -> policy -> action scheme -> orders -> fills -> books
+    new bar -> fills -> books -> reconciled -> model -> risk limits -> journal (on disk) -> orders
 
-Every arrow is the function training used. The trader keeps its own books from the fills it is told of, and
-stops when they differ from the broker's.
+The model's part is `Decider`, the books are `Ledger`; both are the functions training used. The trader keeps its own
+books from the fills it is told of, and stops when they differ from the broker's.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import contextlib
+import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
-import psutil
-import torch
 
-from drl_agents.deployment.bundle import EARLIER, Bundle
-from drl_agents.training.record import now, plain
-from environments.actions import build_scheme
-from environments.files import write_json
-from environments.live.broker import Bar, Broker, Order, OrderResult
+from drl_agents.deployment.bookkeeper import Bookkeeper
+from drl_agents.deployment.bundle import Bundle
+from drl_agents.deployment.decider import Decider
+from drl_agents.deployment.journal import NEVER_SENT, Journal
+from drl_agents.deployment.ledger import Ledger, Unreconciled
+from drl_agents.deployment.outbox import sendable, write_down
+from drl_agents.deployment.reconcile import tell_foreign
+from drl_agents.deployment.registry import slot_of
+from drl_agents.deployment.resume import CLOSED, KEPT, resume
+from drl_agents.deployment.trading_record import TradingRecord, iso, state_facts
+from environments.errors import InputError
+from environments.live.broker import Bar, Broker, BrokerUnavailable, Feed, NoBarYet, Order, OrderResult
+from environments.live.risk import HALTED, RiskLimits, RiskMonitor
+from environments.live.schedule import Schedule
 from environments.live.view import MarketView
-from environments.margin import MarginTerms
-from environments.observation import Observation, account_vector, build_observation
-from environments.portfolio import Fills, equity, open_account, settle
-from environments.rules import RuleBook
+from environments.timeframe import Timeframe
 
-_STATE_EVERY = 1.0  # seconds between writes of state.json while bars come fast
+__all__ = ["Hook", "PaperResult", "PaperTrader", "Unreconciled", "VenueClock"]
 
+WAIT = 1.0  # seconds between looks at the clock while no bar closes
 
-class Unreconciled(RuntimeError):
-    """The broker's books differ from the trader's."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,187 +54,353 @@ class PaperResult:
     n_fills: int
 
 
+class Hook(Protocol):
+    """Who may change the model at a bar boundary."""
+
+    def at_boundary(self, trader: PaperTrader, bar: Bar) -> None:
+        """Called after every bar, when the books are reconciled and before the model decides."""
+
+
+class VenueClock(Protocol):
+    """now: the venue's time, UTC nanoseconds. skew: seconds it is ahead of ours."""
+
+    def now(self) -> int: ...
+
+    def skew(self) -> float: ...
+
+
 class PaperTrader:
     """One model, one account.
 
     Args:
-        folder: where state.json, equity.csv and orders.jsonl are written; what an earlier run left is replaced.
+        folder: where state.json, equity.csv and orders.jsonl are written; what an earlier run left is replaced, or gone
+            on with where a journal is given that has bars.
+        feed: where bars come from; None: the broker replays them itself.
+        journal: written before every order, so that the trader may be killed at any moment. None: the venue lives in
+            this process and dies with it, nothing can be gone on with, and a replay of 25,000 bars need not wait for
+            the disk 50,000 times.
+        limits: None leaves all of them off.
+        hook: see `Hook`.
+        clock: the venue's; None: it is the close of the newest bar.
+        schedule: when bars close; None: one follows the other without a pause.
+
+    Attributes:
+        bundle, symbols, folder, name, view. state: "ACTIVE", "REDUCING", "HALTED" or "FINISHED". stale: no bar for two
+        bar lengths. reconciled: were the books equal when they were last compared, at this bar? equity: currency.
+        open_orders: orders at the venue that are not known to have ended.
     """
 
-    def __init__(self, bundle: Bundle, broker: Broker, folder: str | Path, name: str) -> None:
-        manifest = bundle.manifest
-        options, market = manifest["env"]["options"], manifest["market"]
-        self.bundle, self.broker, self.folder, self.name = bundle, broker, Path(folder), name
-        self.symbols: list[str] = market["symbols"]
-        self.lookback, self.lag = options["lookback"], options["decision_lag"]
-        # By name, as models were written before an action scheme could bring options of its own.
-        named = {name: options[name] for name in ("max_trade", "sharpness") if name in options}
-        self.scheme = build_scheme(options["action"], **{**options.get("action_options", {}), **named})
-        book = RuleBook.from_dict(market["asset_class"], manifest["rules"])
-        terms = MarginTerms.__dataclass_fields__
-        self.margin = MarginTerms(**{name: options[name] for name in terms if name in options})
-        fee_in = {**EARLIER, **options}["fee_in"]
-        self.rules = book.tensors(self.symbols, torch.device("cpu"), torch.float64, self.margin, fee_in)
-        self.view = MarketView(
-            len(self.symbols), options["features"], market["extra"], self.lookback, torch.float64, self.scheme
-        )
-        self.account = open_account(torch.tensor([broker.cash()], dtype=torch.float64), len(self.symbols))
-        self.initial = self.peak = float(self.account.cash)
-        self.worst = self.fees = 0.0
+    def __init__(
+        self,
+        bundle: Bundle,
+        broker: Broker,
+        folder: str | Path,
+        name: str,
+        *,
+        feed: Feed | None = None,
+        journal: Journal | None = None,
+        limits: RiskLimits | None = None,
+        hook: Hook | None = None,
+        clock: VenueClock | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self.broker, self.folder, self.name = broker, Path(folder), name
+        self.feed: Feed = broker if feed is None else feed  # type: ignore[assignment]
+        self.journal, self.hook, self.clock = journal, hook, clock
+        self.decider = Decider(bundle)
+        self.timeframe = Timeframe.parse(bundle.manifest["market"]["timeframe"]).nanoseconds
+        self.risk = RiskMonitor(limits or RiskLimits.off(), self.timeframe)
+        self._schedule = schedule
+        self.record = TradingRecord(folder, name)
+        self.books = Bookkeeper(broker, Ledger(self.symbols, self.decider.margin, 0.0), self.record, journal)
+        self.initial = self.peak = math.nan
+        self.worst = 0.0
         self.held_back: deque[list[Order]] = deque()
-        self.recent: deque[dict[str, Any]] = deque(maxlen=20)
-        self.n_orders = self.n_fills = self.bars_done = 0
-        self.state, self.started, self._written = "ACTIVE", now(), 0.0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.n_orders = self.bars_done = 0
+        self._before: dict[str, float] = {}
+        self.flatten, self._ended, self.skipped = False, "", 0
+        self._received = 0.0
+
+    # ------------------------------------------------------------------------------------- what it shows
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.decider.bundle
+
+    @property
+    def symbols(self) -> list[str]:
+        return self.decider.symbols
+
+    @property
+    def scheme(self) -> Any:
+        return self.decider.scheme
+
+    @property
+    def view(self) -> MarketView:
+        return self.decider.view
+
+    @property
+    def state(self) -> str:
+        return self._ended or self.risk.state
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.books.ledger
+
+    @property
+    def equity(self) -> float:
+        return self.ledger.equity(self.view.mark)
+
+    @property
+    def reconciled(self) -> bool:
+        return self.books.reconciled
+
+    @property
+    def open_orders(self) -> int:
+        return len(self.books.in_flight)
+
+    @property
+    def stale(self) -> bool:
+        return self._now() - self._silent_since() > 2 * self.timeframe
+
+    def _silent_since(self) -> int:
+        """From when on the next bar is awaited, UTC nanoseconds."""
+        newest = self.view.timestamp
+        return newest + self.timeframe if self._schedule is None else self._schedule.silent_since(newest)
+
+    def _now(self) -> int:
+        return self._silent_since() if self.clock is None else self.clock.now()
+
+    def _assess(self) -> None:
+        skew = 0.0 if self.clock is None else self.clock.skew()
+        self.risk.assess(self._now(), self.equity, self._silent_since(), skew)
+
+    # ------------------------------------------------------------------------------------------ the loop
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> PaperResult:
-        """Trade until the broker has no more bars, `stop()`, or a forced close, which leaves the state HALTED.
+        """Trade until the feed has no more bars, `stop()`, or a forced close, which leaves the state HALTED.
 
         Raises:
             Unreconciled: the books differ; the state is then HALTED.
+            BrokerUnavailable: the venue does not answer at the start; later it is waited for.
         """
-        history = self.broker.history()
-        self.view.replay(history)
-        stamps, curve = [history[-1].timestamp], [self.initial]
-        with (self.folder / "equity.csv").open("w") as equity_file, (self.folder / "orders.jsonl").open("w") as journal:
-            equity_file.write("timestamp,equity,cash\n")
-            self._decide(history[-1], journal)
-            while not stop() and (bar := self.broker.next_bar()) is not None:
-                self.view.append(bar)
-                closed = self._settle()
-                value = float(equity(self.account, self.view.mark))
-                self._mark(value)
-                stamps.append(bar.timestamp)
-                curve.append(value)
-                equity_file.write(f"{_iso(bar.timestamp)},{value!r},{float(self.account.cash)!r}\n")
-                if closed:
-                    self.state = "HALTED"
-                    break
-                self._decide(bar, journal)
-                if time.monotonic() - self._written > _STATE_EVERY:
-                    equity_file.flush()
-                    self._write_state(value)
-        if self.state == "ACTIVE":
-            self.state = "FINISHED"
-        self._write_state(curve[-1])
-        return PaperResult(np.array(stamps), np.array(curve), self.n_orders, self.n_fills)
+        history = self.feed.history()
+        if not history:
+            raise InputError(f"no closed bars of {', '.join(self.symbols)}: a trader needs history to begin with")
+        begun = None if self.journal is None else self.journal.last_bar()
+        curve = [] if begun is None else self.journal.curve()
+        with self.record.open(curve[1:], () if begun is None else self.journal.sent_orders()):
+            try:
+                curve += self._begin(history[-1], history) if begun is None else resume(self, begun, history)
+                while not stop():
+                    try:
+                        bar = self.feed.next_bar(WAIT)
+                    except NoBarYet:
+                        self._wait()
+                        continue
+                    if bar is None:
+                        break
+                    self.start_watch()
+                    self.see(bar)
+                    row = self.trade(bar)
+                    curve += row
+                    if self._ended:
+                        break
+                    if self.record.due():
+                        self.record.flush()
+                        self.write_state()
+            except Unreconciled:
+                self._ended = HALTED
+                self.write_state()
+                raise
+            if not self._ended and self.risk.state != HALTED:
+                self._ended = "FINISHED"
+            self.write_state()
+        stamps, values = zip(*((timestamp, value) for timestamp, value, *_ in curve), strict=True)
+        return PaperResult(np.array(stamps), np.array(values), self.n_orders, self.books.n_fills)
 
-    def _decide(self, bar: Bar, journal: Any) -> None:
-        mark, judged = self.view.mark, self.view.judged
-        value = equity(self.account, mark)
-        rows = self.view.rows
-        seen = Observation(torch.tensor([len(rows) - 1]), account_vector(self.account, mark, value))
-        action = self.bundle.decide(build_observation(rows, seen, self.lookback).unsqueeze(0))[0]
-        row = self.view.action_row
-        units = self.scheme.orders(action, self.account, value, mark, judged, self.rules, row)[0].tolist()
-        orders = [
-            Order(f"{self.bundle.id[:12]}-{bar.timestamp}-{symbol}", symbol, "buy" if u > 0 else "sell", abs(u))
-            for symbol, u in zip(self.symbols, units, strict=True)
-            if u
-        ]
-        self.held_back.append(orders)
-        if len(self.held_back) < self.lag:
-            return
-        due = self.held_back.popleft()
-        for order in due:
-            journal.write(json.dumps({"bar": _iso(bar.timestamp), **vars(order)}) + "\n")
-            self.recent.append({"id": order.client_order_id, "bar": _iso(bar.timestamp), "symbol": order.symbol,
-                                "side": order.side, "quantity": order.quantity, "status": "new",
-                                "filled_quantity": 0.0, "filled_price": None})  # fmt: skip
-        journal.flush()
-        self.broker.submit(due)
-        self.n_orders += len(due)
+    def see(self, bar: Bar) -> None:
+        """Take in a bar that has closed."""
+        self._before, self._bar = self.decider.marks(), bar
+        self.view.append(bar)
 
-    def _settle(self) -> bool:
-        """Book what the broker did in the last bar. True: the account had too little left, its positions are closed."""
-        results = self.broker.results()
-        self._book([result for result in results if not result.forced])
-        closed = False
-        if not self.margin.cash_account:
-            value = self.account.shares * self.view.mark
-            short = -value.clamp(max=0).sum(-1)
-            carry = self.margin.carry(self.account.cash, short)
-            self.account = self.account._replace(cash=self.account.cash - carry)
-            self.fees += float(carry)
-            closed = bool(self.account.cash + value.sum(-1) < self.margin.requirement(value.sum(-1) + short, short))
-        if forced := [result for result in results if result.forced]:
-            self._book(forced, bars=0)
-            closed = True
-        self._reconcile()
-        return closed
+    def see_history(self, bars: Sequence[Bar]) -> None:
+        """Take in the bars before the first that is traded on, and that one."""
+        self._bar = bars[-1]
+        self.decider.see(bars)
 
-    def _book(self, results: list[OrderResult], bars: int = 1) -> None:
-        traded, value, fees = (torch.zeros(1, len(self.symbols), dtype=torch.float64) for _ in range(3))
-        shown = {line["id"]: line for line in self.recent}
-        for result in results:
-            i = self.symbols.index(result.order.symbol)
-            traded[0, i] += result.filled_quantity if result.order.side == "buy" else -result.filled_quantity
-            value[0, i] += result.filled_value
-            fees[0, i] += result.fees
-            self.n_fills += result.filled_quantity > 0
-            line = shown.get(result.order.client_order_id)
-            if line is not None:
-                price = result.filled_value / result.filled_quantity if result.filled_quantity else None
-                line.update(status=result.status, filled_quantity=result.filled_quantity, filled_price=price)
-        self.account = settle(self.account, Fills(traded, value, fees), self.margin, bars)
-        self.fees += float(fees.sum())
-
-    def _reconcile(self) -> None:
-        cash, positions = self.broker.cash(), self.broker.positions()
-        own = dict(zip(self.symbols, self.account.shares[0].tolist(), strict=True))
-        differing = [s for s in own if not np.isclose(own[s], positions.get(s, 0.0), rtol=1e-9, atol=1e-12)]
-        foreign = sorted(set(positions) - set(own))
-        if differing or foreign or not np.isclose(cash, float(self.account.cash), rtol=1e-9, atol=1e-6):
-            self.state = "HALTED"
-            self._write_state(float(equity(self.account, self.view.mark)))
-            raise Unreconciled(
-                f"the broker's books differ: cash {cash} against {float(self.account.cash)}, "
-                f"positions {positions} against {own}"
+    def trade(self, bar: Bar) -> list[tuple[int, float, float]]:
+        """Everything between one bar's close and the orders after it. Returns the bar's row of the curve, none where
+        the venue did not answer: then nothing is sent, and the bar is booked with the next one."""
+        try:
+            told, closed = self.books.settle(
+                bar.timestamp, self.view.mark, self.decider.fill_price(bar), 1 + self.skipped
             )
+        except BrokerUnavailable as problem:
+            self.skip(bar, str(problem))
+            return []
+        self.skipped = 0
+        value = self.equity
+        self._mark(value)
+        self.record.bar(bar.timestamp, value, self.ledger.cash)
+        if closed:
+            self._ended = HALTED
+            with self._on_disk():
+                self._keep(bar, told, decided=True)
+                if self.journal is not None:
+                    self.journal.remember(CLOSED, iso(bar.timestamp))
+        else:
+            self.decide(bar, told)
+        return [(bar.timestamp, value, self.ledger.cash)]
+
+    def decide(self, bar: Bar, told: Sequence[OrderResult] = ()) -> None:
+        """Assess, let the hook act, decide, and send."""
+        value = self.equity
+        self._assess()
+        if self.hook is not None:
+            try:
+                self.hook.at_boundary(self, bar)
+            except BrokerUnavailable as problem:
+                logger.warning("the model stays as it is: %s", problem)
+        decided = self.decider.closing_orders(self.ledger.positions) if self.flatten else None
+        flattening = decided is not None
+        if decided is None:
+            decided = self.decider.orders(self.ledger.account)
+        self.held_back.append(decided)
+        # What closes a position for another model has waited long enough.
+        due = self.held_back.popleft() if flattening or len(self.held_back) >= self.decider.lag else []
+        due = sendable(due, self.decider, self.broker, self.ledger)
+        allowed, blocked = self.risk.screen(
+            due, self._now(), value, self.ledger.positions, self.decider.marks(), self._before
+        )
+        self.n_orders += len(allowed)
+        with self._on_disk():
+            self._keep(bar, told, decided=True)
+            if self.journal is not None:
+                write_down(self.journal, bar.timestamp, decided, due, blocked, self.held_back, self.decider.lag)
+                if flattening:
+                    self.journal.remember("flatten", False)
+        self.flatten = False
+        for refused in blocked:
+            logger.warning("order %s not sent: %s", refused.order.client_order_id, refused.reason)
+        self.send(bar, allowed)
+
+    def send(self, bar: Bar, orders: Sequence[Order], again: bool = False) -> None:
+        """Hand in orders that are in the journal. again: they were meant to be sent before we were interrupted."""
+        if not orders:
+            return
+        if not again:
+            for order in orders:
+                self.record.order(bar.timestamp, order)
+            self.record.latency(time.perf_counter() - self._received - self.books.waited)
+        self.books.send(orders)
+
+    def start_watch(self) -> None:
+        """A bar was received: the time until its orders are sent counts, but for the broker's own answers."""
+        self._received, self.books.waited = time.perf_counter(), 0.0
+
+    # ------------------------------------------------------------------------------------------ the books
 
     def _mark(self, value: float) -> None:
         self.bars_done += 1
         self.peak = max(self.peak, value)
         self.worst = max(self.worst, 1 - value / self.peak)
 
-    def _write_state(self, value: float) -> None:
-        self._written = time.monotonic()
-        lineage, market = self.bundle.manifest["lineage"], self.bundle.manifest["market"]
-        mark, shares = self.view.mark[0].tolist(), self.account.shares[0].tolist()
-        positions = [
-            {"symbol": s, "shares": n, "price": p, "value": n * p, "weight": n * p / value}
-            for s, n, p in zip(self.symbols, shares, mark, strict=True)
-            if n
-        ]
-        state = {
-            "name": self.name,
-            "model": self.bundle.id,
-            "study": lineage.get("study"),
-            "trial": lineage.get("trial"),
-            "broker": self.broker.name,
-            "state": self.state,
-            "synthetic": market["synthetic"],
-            "timeframe": market["timeframe"],
-            "symbols": self.symbols,
-            "started": self.started,
-            "updated": now(),
-            "bar": _iso(self.view.timestamp),
-            "bars_done": self.bars_done,
-            "initial_equity": self.initial,
-            "equity": value,
-            "cash": float(self.account.cash),
-            "drawdown": 1 - value / self.peak,
-            "max_drawdown": self.worst,
-            "fees": self.fees,
-            "n_orders": self.n_orders,
-            "n_fills": self.n_fills,
-            "positions": positions,
-            "orders": list(self.recent),
-            "process": {"pid": os.getpid(), "process_started": psutil.Process().create_time()},
-            "host": socket.gethostname(),
-        }
-        write_json(self.folder / "state.json", plain(state))
+    def skip(self, bar: Bar, problem: str) -> None:
+        """A bar that nothing can be decided on: it is booked with the next one."""
+        self.books.reconciled = False
+        self.skipped += 1
+        self.held_back.append([])
+        if len(self.held_back) >= self.decider.lag:
+            for order in self.held_back.popleft():
+                if self.journal is not None:
+                    self.journal.mark(order.client_order_id, NEVER_SENT, problem, ended=True)
+        logger.warning("bar %s: %s", iso(bar.timestamp), problem)
+        if self.journal is not None:
+            self.journal.event("skipped", problem, bar.timestamp)
+        self.write_state()
 
+    # -------------------------------------------------------------------------------- starting, going on
 
-def _iso(timestamp: int | None) -> str:
-    return pd.Timestamp(timestamp, unit="ns", tz="UTC").isoformat()
+    def _begin(self, bar: Bar, history: Sequence[Bar]) -> list[tuple[int, float, float]]:
+        """A new account: what it holds of the model's symbols is taken over."""
+        self.see_history(history)
+        cash, positions = self.broker.cash(), self.broker.positions()
+        if foreign := sorted(set(positions) - set(self.symbols)):
+            raise InputError(
+                f"the account holds {', '.join(foreign)}, which the model does not trade: close them, or use another "
+                "account"
+            )
+        self.books.ledger = Ledger(self.symbols, self.decider.margin, cash)
+        self.ledger.take_over(positions, self.view.mark)
+        self.books.compare(cash, positions, self.view.mark)
+        self.initial = self.peak = self.equity
+        self.start_watch()
+        if self.journal is not None:
+            self.journal.remember("bundle", self.bundle.id)
+            tell_foreign(self.broker, self.journal)
+        self.decide(bar)
+        return [(bar.timestamp, self.initial, cash)]
+
+    # ------------------------------------------------------------------------------- changing the model
+
+    def replace_model(self, bundle: Bundle, positions: str = "inherit") -> None:
+        """Trade with another model from this boundary on; for a `Hook`.
+
+        Orders held back are dropped; none is in flight at a boundary whose books are reconciled.
+
+        positions: "inherit": the new model decides at once on what is held. "flatten": all is closed first, the new
+        model decides from the next bar on.
+
+        Raises:
+            InputError: the bundle is of another market, or `positions` is neither.
+        """
+        if positions not in ("inherit", "flatten"):
+            raise InputError(f"positions={positions!r}: accepted are inherit, flatten")
+        own, other = slot_of(self.bundle.manifest["market"]), slot_of(bundle.manifest["market"])
+        if own != other:
+            raise InputError(f"bundle {bundle.id[:12]} trades {other}, this trader {own}")
+        fresh = Decider(bundle)
+        # As far as we are: a bar may have closed meanwhile, and comes next.
+        newest = self.view.timestamp
+        before_it = [bar for bar in self.feed.history() if bar.timestamp < newest]
+        fresh.see([*before_it, self._bar])
+        self.drop_held_back("the model was replaced")
+        before, self.decider = self.bundle.id, fresh
+        self.ledger.margin = fresh.margin
+        self.flatten = positions == "flatten" and any(self.ledger.positions.values())
+        if self.journal is not None:
+            with self.journal.transaction():
+                self.journal.remember("bundle", bundle.id)
+                self.journal.remember("flatten", self.flatten)
+                self.journal.event("model", f"{before} -> {bundle.id}, positions {positions}", self.view.timestamp)
+        logger.info("model %s replaces %s", bundle.id[:12], before[:12])
+
+    def drop_held_back(self, why: str) -> None:
+        for order in (order for orders in self.held_back for order in orders):
+            if self.journal is not None:
+                self.journal.mark(order.client_order_id, NEVER_SENT, why, ended=True)
+        self.held_back.clear()
+
+    # ------------------------------------------------------------------------------------------ on disk
+
+    def _on_disk(self) -> Any:
+        return contextlib.nullcontext() if self.journal is None else self.journal.transaction()
+
+    def _keep(self, bar: Bar, told: Sequence[OrderResult], decided: bool) -> None:
+        if self.journal is None:
+            return
+        for result in told:
+            self.journal.result(result, bar.timestamp)
+        books = {"ledger": self.ledger.to_dict(), "risk": self.risk.memory(), "n_fills": self.books.n_fills}
+        books |= {name: getattr(self, name) for name in KEPT} | {"memory": self.decider.memory()}
+        self.journal.bar(bar.timestamp, self.equity, self.ledger.cash, books, decided)
+
+    def _wait(self) -> None:
+        """No bar has closed: look at the clock, show that we live."""
+        self._assess()
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Write state.json."""
+        self.record.state(state_facts(self))

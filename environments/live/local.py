@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from environments.errors import InputError
-from environments.live.broker import Bar, Order, OrderResult
+from environments.live.broker import Accepted, Bar, Order, OrderResult, Slack
 from environments.market_env import MarketVecEnv
 from environments.portfolio import Fills, close_bar, match, open_account, settle
 
@@ -26,6 +26,7 @@ class LocalBroker:
     """
 
     name = "local"
+    slack, costs_in_price, refuses_uncovered = Slack(), False, False
 
     def __init__(self, env: MarketVecEnv, start: int, stop: int) -> None:
         if not 0 <= start < stop - 1 < env.market.n_bars:
@@ -47,7 +48,7 @@ class LocalBroker:
     def history(self) -> list[Bar]:
         return [self._at(bar) for bar in range(self.bar + 1)]
 
-    def submit(self, orders: Sequence[Order]) -> None:
+    def submit(self, orders: Sequence[Order]) -> list[Accepted]:
         for order in orders:
             if order.client_order_id in self._seen:
                 raise InputError(f"client_order_id {order.client_order_id} must be unique")
@@ -55,8 +56,12 @@ class LocalBroker:
                 raise InputError(f"order {order}: unknown symbol, side or quantity")
             self._seen.add(order.client_order_id)
             self._waiting.append(order)
+        return [Accepted(order.client_order_id) for order in orders]
 
-    def next_bar(self) -> Bar | None:
+    def cancel(self, orders: Sequence[OrderResult]) -> None:
+        """Nothing is left to cancel: an order ends in the bar after it."""
+
+    def next_bar(self, timeout: float | None = None) -> Bar | None:
         if self.bar + 1 >= self.stop:
             return None
         self.bar += 1
@@ -96,7 +101,7 @@ class LocalBroker:
             status = "filled" if full else "partially_filled" if quantity else "canceled"
             self._ended.append(OrderResult(order, status, quantity, float(value[i]), float(fees[i]), forced))
 
-    def results(self) -> list[OrderResult]:
+    def results(self, orders: Sequence[Order] = ()) -> list[OrderResult]:
         ended, self._ended = self._ended, []
         return ended
 

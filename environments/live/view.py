@@ -15,7 +15,7 @@ from torch import Tensor
 
 from environments.actions import ActionScheme
 from environments.errors import InputError
-from environments.features import MEMORY, Bars, asset_features
+from environments.features import MEMORY, Bars, newest_features
 from environments.live.broker import Bar
 
 
@@ -72,7 +72,7 @@ class MarketView:
             self._mark[i] = bar.close[i]
             if compute:
                 bars, extra = Bars(*own[:5]), dict(zip(self.extra, own[5:], strict=True))
-                row[i] = asset_features(bars, extra, self.names)[-1]
+                row[i] = newest_features(bars, extra, self.names)
                 if self._scheme is not None:
                     self._factors[i] = self._scheme.factors(bars, extra)[-1]
         judged = np.isfinite(row).all(axis=1)

@@ -1,0 +1,55 @@
+"""From a bar received to its first order on the wire: 10 assets, a multilayer perceptron, the journal on disk.
+
+The broker's own answers do not count. What is asserted is processor time, and loosely: tests share their machine with
+others. The figure of the clock is in every trader's state.json.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from drl_agents.deployment import bookkeeper, trader
+from drl_agents.deployment.bundle import load_bundle, save_bundle
+from drl_agents.deployment.venues import replaying
+from drl_agents.networks.policy import ActorCritic, PolicySpec
+from environments.alpaca_env import VectorizedCryptoEnvAlpaca
+from environments.data.credentials import Secret
+from environments.live.alpaca_local.server import LocalAlpaca
+
+START, BARS = 1_030, 40
+BUDGET_MS = 5.0
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class ProcessorClock:
+    """`time` with the processor time of this thread in place of the clock's."""
+
+    perf_counter = staticmethod(time.thread_time)
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+def test_a_decision_takes_less_than_five_milliseconds(make_market, random_bars, tmp_path, monkeypatch):
+    for module in (bookkeeper, trader):
+        monkeypatch.setattr(module, "time", ProcessorClock())
+    market = make_market({f"S{i}USDT": random_bars(i, START + BARS, sigma=0.005) for i in range(10)})
+    env = VectorizedCryptoEnvAlpaca(market, 1)
+    policy = ActorCritic(PolicySpec.of(env), seeds=(3,))
+    policy.fit_normalizer(env)
+    with torch.no_grad():
+        policy.actor.layers[-1].weight.mul_(60.0)
+    bundle = load_bundle(save_bundle(tmp_path / "b", policy, 0, env, "VectorizedCryptoEnvAlpaca", {"study": "s"}))
+    keys = (Secret("local"), Secret("local"))
+    with (
+        LocalAlpaca(bundle.env(market, (START, START + BARS)), START, START + BARS) as venue,
+        replaying(bundle, venue.url, keys, tmp_path / "t", "t") as made,
+    ):
+        paper = made.run()
+        figures = made.record.latencies_ms()
+    assert paper.n_orders > 5 * BARS
+    print(f"decision latency, processor time: p50 {figures['p50']:.2f} ms, p99 {figures['p99']:.2f} ms")
+    assert figures["p50"] < 2 * BUDGET_MS and figures["p99"] < 4 * BUDGET_MS, figures

@@ -1,0 +1,74 @@
+"""scripts/paper_trade.py: a replay from end to end, and what is said of wrong input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from drl_agents.deployment.bundle import load_bundle, save_bundle
+from drl_agents.networks.policy import ActorCritic, PolicySpec
+from drl_agents.training import commandline
+from environments.alpaca_env import VectorizedStockEnvAlpaca
+from environments.data.source import load_bars
+from environments.market import Market
+from scripts import paper_trade
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    market = Market.from_bars(load_bars("sample", symbols=("IBM", "MSFT")))
+    env = VectorizedStockEnvAlpaca(market, 1)
+    policy = ActorCritic(PolicySpec.of(env, hidden=(8,)), seeds=(3,))
+    policy.fit_normalizer(env)
+    with torch.no_grad():
+        policy.actor.layers[-1].weight.mul_(60.0)
+    lineage = {"study": "s", "trial": 1, "data": {"holdout_bars": 12}}
+    return load_bundle(save_bundle(tmp_path_factory.mktemp("b"), policy, 0, env, "VectorizedStockEnvAlpaca", lineage))
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        commandline.run(paper_trade.Options, paper_trade.main, [*arguments, "--gpu", "cpu"])
+    told = capsys.readouterr()
+    return left.value.code, told.out, told.err
+
+
+def test_a_replay_of_the_held_out_bars(bundle, tmp_path, capsys):
+    arguments = ("--bundle", str(bundle.folder), "--logs", str(tmp_path), "--symbols", "IBM,MSFT", "--name", "x")
+    for _ in range(2):  # the venue is new every time, and so is the trader
+        status, out, _ = run(capsys, *arguments, "--drawdown", "None")
+        assert status == 0 and f"{bundle.id[:12]} traded 11 bars" in out
+    state = json.loads((tmp_path / "paper" / "x" / "state.json").read_text())
+    assert (state["state"], state["broker"], state["bars_done"]) == ("FINISHED", "local", 11)
+    assert state["risk"]["limits"]["drawdown"] is None and state["risk"]["limits"]["daily_loss"] == 0.5
+    assert state["n_fills"] > 5 and len((tmp_path / "paper" / "x" / "equity.csv").read_text().splitlines()) == 12
+
+
+def test_missing_keys_in_one_line(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("APCA_API_KEY_ID", "ALPACA_API_KEY", "APCA_API_SECRET_KEY", "ALPACA_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("APCA_API_KEY_ID", "not-to-be-shown")
+    status, out, error = run(capsys, "--broker", "alpaca-paper", "--bundle", str(bundle.folder))
+    assert status == 2 and error.count("\n") == 1 and "APCA_API_SECRET_KEY" in error
+    assert "not-to-be-shown" not in out + error and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--broker", "alpaca"), "accepted are local, alpaca-paper"),
+        (("--replay-bars", "1"), "accepted are 2 to"),
+        (("--symbols", "IBM"), "its symbols is ['IBM', 'MSFT']"),
+        (("--url", "https://api.alpaca.markets"), "only paper accounts are traded"),
+        (("--daily-loss", "2"), "daily_loss=2"),
+    ],
+)
+def test_wrong_input(bundle, tmp_path, capsys, arguments, said):
+    given = ("--bundle", str(bundle.folder), "--logs", str(tmp_path), "--symbols", "IBM,MSFT")
+    status, _, error = run(capsys, *given, *arguments)
+    assert status == 2 and said in error and error.count("\n") == 1, error
