@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from drl_agents.deployment.gate import GateLimits
-from drl_agents.deployment.main_job import JobSettings
+from drl_agents.deployment.job_plan import JobSettings
 from drl_agents.deployment.registry import Registry
 from drl_agents.deployment.replacer import Replacement, replace_best, study_settings, watch
+from drl_agents.deployment.terms import Terms
 from drl_agents.training.commandline import DataOptions, OutputOptions, run
 from drl_agents.training.interrupt import Interrupt
 from environments.errors import InputError
@@ -16,14 +18,29 @@ from environments.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """Give the bars the study was made with. Every promotion and refusal goes to <logs>/deployment/audit.jsonl."""
+    """Give the bars the study was made with. Where a trader runs, what passed is tried in the champion's shadow first.
+    Every decision goes to <logs>/deployment/audit.jsonl, each line with the digest of the one before."""
 
-    study_name: str
+    study_name: str | None = None
     """name of the study"""
     once: bool = False
     """judge once and leave; else keep watching"""
+    verify_log: bool = False
+    """check the audit log and leave: status 1 and the first broken line where one is"""
+    rollback: bool = False
+    """put the champion before back, the present one into quarantine, and leave"""
+    slot: str | None = None
+    """which market's champion to roll back; default: the one promoted last"""
     interval: float = 600.0
     """seconds between two looks"""
+    shadow_bars: int = 100
+    """bars a challenger runs in the champion's shadow before it takes over"""
+    positions: Literal["inherit", "flatten"] = "inherit"
+    """what a new champion does with what is held: decide on it, or close it first"""
+    health_bars: int = 100
+    """bars after it took over in which it is rolled back if it fails"""
+    max_loss: float = 0.1
+    """fraction of the equity lost, in the shadow or after it took over, that ends it"""
     n_seeds: int = 3
     """seeds the best configuration is refitted with"""
     storage: str | None = None
@@ -40,27 +57,42 @@ def tell(result: Replacement) -> None:
         print(result.skipped)
     elif result.deployed:
         print(f"trial {result.trial} passed the gate and is the champion now: {result.deployed}")
+    elif result.waits:
+        print(f"trial {result.trial} passed the gate and runs in the champion's shadow")
     else:
         print(f"trial {result.trial} was refused:")
-        for reason in result.verdict.reasons:
+        for reason in result.verdict.reasons or ["it is in quarantine"]:
             print(f"  {reason}")
 
 
 def main(options: Options) -> int:
+    registry = Registry(options.logs)
+    if options.verify_log:
+        chain = registry.verify()
+        print(f"{registry.audit.path}: {chain}")
+        return 0 if chain.broken is None else 1
+    if options.rollback:
+        slot = options.slot or registry.newest_slot()
+        with registry.exclusive():
+            restored = registry.roll_back(slot, ["by hand"], {})
+        print(f"{restored.id[:12]} is the champion of {slot} again; a trader that runs follows at its next bar")
+        return 0
+    if options.study_name is None:
+        raise InputError("--study-name: needed, unless --verify-log or --rollback is given")
     if not options.interval > 0:
         raise InputError(f"--interval {options.interval}: more than 0 seconds is needed")
+    terms = Terms(options.shadow_bars, options.positions, options.health_bars, options.max_loss)
     asked = JobSettings(
         options.study_name, n_seeds=options.n_seeds, storage=options.storage, logs=options.logs, limits=options.limits
     )
     study, settings = study_settings(asked)
     market = options.bars.market()
-    registry = Registry(options.logs)
     if options.once:
-        tell(replace_best(study, market, settings, registry))
+        tell(replace_best(study, market, settings, registry, terms=terms))
         return 0
     with Interrupt() as interrupt:
         watch(
-            lambda last: replace_best(study, market, settings, registry, last),
+            lambda last: replace_best(study, market, settings, registry, last, terms),
             options.interval,
             lambda: interrupt.requested,
             tell,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
-from drl_agents.deployment.gate import GateLimits, Verdict, judge
+from drl_agents.deployment.gate import Evidence, GateLimits, Verdict, judge
+from drl_agents.deployment.health import keep_heldout
 from drl_agents.evaluation.backtest import backtest
 from drl_agents.evaluation.baselines import hold_cash, hold_equal_weight
 from drl_agents.evaluation.result import BacktestResult
@@ -24,11 +25,14 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A refitted configuration and its one judgement."""
+    """A refitted configuration and its one judgement. late, late_holder: the model and equal weight with their orders
+    one bar later than the model was trained with."""
 
     bundle: Bundle
     window: Range
     result: BacktestResult
+    late: BacktestResult
+    late_holder: BacktestResult
     seeds: list[BacktestResult]
     baselines: list[BacktestResult]
     statistics: StudyStatistics
@@ -63,18 +67,24 @@ def refit(
         "trial": trial.number,
         "value": trial.value,
         "seed": seeds[0],
-        "timesteps": result.iterations * config.ppo.horizon_len * workload.n_envs,
+        "timesteps": result.iterations * config.hyper.horizon_len * workload.n_envs,
         "config": config.to_dict(),
     }
     folder = save_bundle(place.folder / "bundle", agent.policy, 0, env, workload.env_name, facts)
     bundle = load_bundle(folder)
     # Judged through the bundle, as it will be run: one account, the weights that were written.
     judged = backtest(bundle.env(workload.market, window), bundle.decide, ["model"])[0]
+    keep_heldout(bundle, judged.returns)
+    later = bundle.env(workload.market, window, decision_lag=judged.decision_lag + 1)
+    late = backtest(later, bundle.decide, [f"model, lag {later.decision_lag}"])[0]
     seed_results = backtest(env, agent.decide, names)
     alone = walking_env(workload, config, window, 1)
     baselines = [hold_equal_weight(alone), hold_cash(alone)]
     statistics = study_statistics(study, place)
-    return Candidate(bundle, window, judged, seed_results, baselines, statistics, trial.number, trial.value)
+    return Candidate(
+        bundle, window, judged, late, hold_equal_weight(later), seed_results, baselines, statistics,
+        trial.number, trial.value,
+    )  # fmt: skip
 
 
 def walking_env(workload: Workload, config: TrialConfig, window: Range, n_members: int) -> MarketVecEnv:
@@ -101,12 +111,17 @@ def pass_gate(candidate: Candidate, champion: Bundle | None, workload: Workload,
     if champion is not None and champion.id != candidate.bundle.id:
         current = backtest(champion.env(workload.market, candidate.window), champion.decide, ["champion"])[0]
     return judge(
-        candidate.result,
-        candidate.seeds,
-        candidate.baselines[0],
-        candidate.statistics.trial_sharpes,
-        candidate.statistics.pbo.pbo,
-        current,
+        Evidence(
+            candidate=candidate.result,
+            late=candidate.late,
+            seeds=candidate.seeds,
+            holder=candidate.baselines[0],
+            late_holder=candidate.late_holder,
+            champion=current,
+            trial_sharpes=candidate.statistics.trial_sharpes,
+            search_bars=candidate.statistics.n_bars,
+            pbo=candidate.statistics.pbo.pbo,
+        ),
         limits,
     )
 

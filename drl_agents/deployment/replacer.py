@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from drl_agents.deployment.bundle import WEIGHTS
-from drl_agents.deployment.candidate import holdout_looks, pass_gate, refit
+from drl_agents.deployment.candidate import holdout_looks, refit
 from drl_agents.deployment.gate import Verdict
-from drl_agents.deployment.main_job import JobSettings, data_facts, decide, plan_bars
+from drl_agents.deployment.job_plan import JobSettings, data_facts, plan_bars
+from drl_agents.deployment.main_job import judge_and_decide
 from drl_agents.deployment.registry import Registry, slot_of
+from drl_agents.deployment.terms import Terms
 from drl_agents.search.objective import Workload
 from drl_agents.search.results import best_trial
 from drl_agents.search.study import Study, StudyPlace, open_study
@@ -25,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Replacement:
-    """One round. skipped: why nothing was judged, or None."""
+    """One round. deployed: where the new champion lies. waits: it passed, and runs in the champion's shadow first.
+    skipped: why nothing was judged, or None."""
 
     trial: int | None
     verdict: Verdict | None
     deployed: Path | None
     skipped: str | None = None
+    waits: bool = False
 
 
 def study_settings(settings: JobSettings) -> tuple[Study, JobSettings]:
@@ -55,13 +59,19 @@ def study_settings(settings: JobSettings) -> tuple[Study, JobSettings]:
 
 
 def replace_best(
-    study: Study, market: Market, settings: JobSettings, registry: Registry, last: int | None = None
+    study: Study,
+    market: Market,
+    settings: JobSettings,
+    registry: Registry,
+    last: int | None = None,
+    terms: Terms | None = None,
 ) -> Replacement:
     """Take the study's best trial through the gate once.
 
     Args:
         settings: those of the study, see `study_settings`.
         last: the trial judged last; the same one is not judged again.
+        terms: how a challenger is tried; None for the defaults.
 
     Raises:
         InputError: the market is not the study's, or no trial is complete.
@@ -86,13 +96,15 @@ def replace_best(
         n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
     )  # fmt: skip
     holdout_looks(place.folder, candidate.bundle.manifest["files"][WEIGHTS])
-    with registry.exclusive():
-        champion = registry.champion(slot_of(candidate.bundle.manifest["market"]))
-        if champion is not None and champion.id == candidate.bundle.id:
-            return Replacement(trial.number, None, champion.folder, f"trial {trial.number} is the champion already")
-        verdict = pass_gate(candidate, champion, workload, settings.limits)
-        deployed = decide(registry, candidate, verdict, deploy=True)
-    return Replacement(trial.number, verdict, deployed)
+    bundle = candidate.bundle
+    slot = slot_of(bundle.manifest["market"])
+    if registry.champion_id(slot) == bundle.id:
+        return Replacement(trial.number, None, None, f"trial {trial.number} is the champion already")
+    if registry.challenger_id(slot) == bundle.id:
+        return Replacement(trial.number, None, None, f"trial {trial.number} runs in the champion's shadow already")
+    own = None if terms is None else asdict(terms)
+    verdict, deployed = judge_and_decide(registry, candidate, workload, settings.limits, True, own)
+    return Replacement(trial.number, verdict, deployed, waits=registry.challenger_id(slot) == bundle.id)
 
 
 def watch(

@@ -14,7 +14,7 @@ Finance, 2008, without their studentisation. Drawing and block length are arch's
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,12 +68,10 @@ def paired_sharpe_test(
     return PairedTest(difference, (1 + int(further.sum())) / (n_resamples + 1), length)
 
 
-def growth_quantiles(
-    returns: ArrayLike, horizon: int, probabilities: Sequence[float], n_resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
-    """Quantiles of the cumulative log return after 1, ..., `horizon` bars: (len(probabilities), horizon).
+def growth_paths(returns: ArrayLike, horizon: int, n_resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """What may come: cumulative log returns after 1, ..., `horizon` bars, (n_resamples, horizon).
 
-    Resamples of the log returns ln(1 + r) of `returns` (T,), as long as the horizon.
+    Each path adds up a resample of the log returns ln(1 + r) of `returns` (T,).
 
     Raises:
         InputError: returns of -1 or less, or not finite ones; fewer than 2; a horizon below 1.
@@ -87,10 +85,8 @@ def growth_quantiles(
     length = block_length(logs) if standard_deviation(logs) > 0 else 1.0
     draws = _bootstrap(length, logs, seed)
     parts = -(-horizon // logs.size)  # a resample is as long as its sample: longer horizons take several
-
     paths = [np.concatenate([logs[draws.update_indices()] for _ in range(parts)]) for _ in range(n_resamples)]
-    paths = np.cumsum(paths, axis=1)[:, :horizon]
-    return np.quantile(paths, list(probabilities), axis=0)
+    return np.cumsum(paths, axis=1)[:, :horizon]
 
 
 def block_length(values: ArrayLike) -> float:

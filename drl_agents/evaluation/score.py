@@ -87,7 +87,7 @@ def composite_score(
 
     Args:
         returns: of the held-out window's stretches, as fractions.
-        rewards: of its bars.
+        rewards: of its bars, such as their log returns.
         explained_variance, entropy, approx_kl, clip_fraction: of the last update; first_entropy: of the first.
             Differential entropies may be negative, so their exponentials are compared: the volume that actions fill.
     """

@@ -69,7 +69,10 @@ def test_promotion(registry, old, new):
     assert load_bundle(place).id == old.id
     registry.promote(old, FACTS)
     assert registry.champion(slot(old)).id == old.id
-    assert [line["bundle"] for line in audit(registry)] == [old.id, new.id, old.id]
+    lines = audit(registry)
+    assert [line["event"] for line in lines] == ["promoting", "promoted"] * 3
+    assert [line["bundle"] for line in lines] == [old.id] * 2 + [new.id] * 2 + [old.id] * 2
+    assert registry.verify().broken is None and not registry.quarantined(old)
 
 
 class Crash(BaseException):
@@ -116,9 +119,12 @@ def test_a_crash_leaves_the_old_champion_or_the_new(registry, old, new, monkeypa
     assert crashed == (len(calls) >= call)
     champion = registry.champion(slot(old))
     assert champion.id in (old.id, new.id) and (crashed or champion.id == new.id)
-    registry.promote(new, FACTS)
-    assert registry.champion(slot(old)).id == new.id
-    assert all(line["event"] == "promoted" for line in audit(registry))
+    with registry.exclusive():  # whoever comes next ends what was begun
+        told = [line["event"] for line in audit(registry) if line["bundle"] == new.id]
+        whole = [["promoting", "promoted"]] if champion.id == new.id else [[], ["promoting", "abandoned"]]
+        assert told in whole
+        registry.promote(new, FACTS)
+    assert registry.champion(slot(old)).id == new.id and registry.verify().broken is None
 
 
 def test_half_a_copy_is_made_good(registry, old):
@@ -150,9 +156,9 @@ def test_the_audit_log_only_grows(registry, old, new):
         assert content.startswith(seen) and len(content) > len(seen)
         seen = content
     lines = audit(registry)
-    assert [line["event"] for line in lines] == ["refused", "promoted", "refused", "promoted"]
+    assert [line["event"] for line in lines] == ["refused", "promoting", "promoted"] * 2
     assert lines[0]["reasons"] == ["Sharpe ratio 0.1 > 0.5: FAILED"] and lines[0]["sharpe"] is None
-    assert lines[1] | FACTS == lines[1] and all(line["time"] for line in lines)
+    assert lines[2] | FACTS == lines[2] and all(line["time"] for line in lines)
 
 
 def test_a_line_cut_short_by_a_crash_spoils_no_other(registry, old):
@@ -161,7 +167,8 @@ def test_a_line_cut_short_by_a_crash_spoils_no_other(registry, old):
     log.write_bytes(log.read_bytes() + b'{"time": "2026')
     registry.refuse(old.id, "s", ["second"], {})
     lines = log.read_text().splitlines()
-    assert len(lines) == 3 and json.loads(lines[2])["reasons"] == ["second"]
+    assert len(lines) == 4 and json.loads(lines[3])["reasons"] == ["second"]
+    assert json.loads(lines[2])["event"] == "torn" and registry.verify().torn == 1
 
 
 @pytest.mark.parametrize(
