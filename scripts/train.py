@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from drl_agents.agents.ppo import PPOConfig
+from drl_agents.agents.registry import find_agent
+from drl_agents.deployment.gate import GateLimits
+from drl_agents.deployment.run_job import Judgement, hold_out, judge_run
+from drl_agents.evaluation.score_table import score_table
 from drl_agents.training.commandline import DataOptions, OutputOptions, parse_options, run, terminal
+from drl_agents.training.config_file import given, with_config
 from drl_agents.training.device import MemoryOptions
 from drl_agents.training.interrupt import Interrupt
+from drl_agents.training.network_flags import NetworkOptions
 from drl_agents.training.train_job import TrainSettings, run_training
 from drl_agents.training.trainer import Budget, TrainingDiverged
 from environments.alpaca_env import default_env
+from environments.data.download import EXPANDED
 from environments.errors import InputError
+
+TEST_RUN = {"n_envs": 4, "iterations": 2}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Give one of --timesteps, --episodes, --iterations; the default is 100,000 timesteps."""
+    """Give one of --timesteps, --episodes, --iterations; the default is 100,000 timesteps. Every flag may stand in a
+    YAML file instead (--config); the flag goes before the file."""
 
+    config: Path | None = None
+    """YAML file of options, named as the flags are"""
+    agent: str = "ppo"
+    """ppo, a2c, shac, sac, td3, ddpg, dqn, an installed one, or package.module:Class"""
     env: str | None = None
     """environment: a built-in name, an installed one, gym:ID, or package.module:Class; default: by asset class"""
     env_options: str | None = None
     """options of the environment, such as lookback=4,participation=0.05,margin=2,shorting=true,borrow_bps=300"""
+    expanded: bool = False
+    """the expanded set: twelve US stocks and funds, with cash as the account's own, from Alpaca"""
+    cache_path: Path | None = None
+    """folder that downloaded bars are kept in; default: one of their own under data/"""
     n_envs: int | None = None
     """environments side by side; default: the checkpoint's, what fits the memory budget if one is given, else 12"""
     n_steps: int | None = None
@@ -39,10 +60,16 @@ class Options:
     """ended episodes"""
     iterations: int | None = None
     """rollouts with their update"""
-    hidden: tuple[int, ...] = (128, 128)
-    """units of the hidden layers"""
-    normalizer: str = "standard"
-    """of market features: standard (mean and deviation) or quantile (normal scores)"""
+    test_run: bool = False
+    """try everything once, in less than a minute: 4 environments, 2 iterations"""
+    test_days: int | None = None
+    """last days with bars, kept from training and judged on; default: 60, at most a fifth of the bars; 0: none"""
+    preprocessing: bool = True
+    """normalise market features by the training bars"""
+    skip_posterior: bool = False
+    """leave out the bootstrap of the held-out days"""
+    deploy: bool = False
+    """make the model its market's champion if it passes the gate"""
     seed: int = 0
     """seed of everything random"""
     run: str = "train"
@@ -57,19 +84,21 @@ class Options:
     """iterations between checkpoints"""
     logs: Path = Path("logs")
     """folder everything is written under"""
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
-    agent: PPOConfig = field(default_factory=PPOConfig)
+    hyper: PPOConfig = field(default_factory=PPOConfig)
+    limits: GateLimits = field(default_factory=GateLimits)
     bars: DataOptions = field(default_factory=DataOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
-    def ppo(self) -> PPOConfig:
+    def hyperparameters(self) -> Any:
         if self.n_steps is None:
-            return self.agent
-        if self.agent.horizon_len not in (PPOConfig.horizon_len, self.n_steps):
+            return self.hyper
+        if self.hyper.horizon_len not in (type(self.hyper).horizon_len, self.n_steps):
             raise InputError(
-                f"--n-steps {self.n_steps} and --horizon-len {self.agent.horizon_len} say the same: give one of them"
+                f"--n-steps {self.n_steps} and --horizon-len {self.hyper.horizon_len} say the same: give one of them"
             )
-        return replace(self.agent, horizon_len=self.n_steps)
+        return replace(self.hyper, horizon_len=self.n_steps)
 
     def environment(self) -> dict[str, str | int | float | bool]:
         found = parse_options(self.env_options)
@@ -79,24 +108,65 @@ class Options:
             raise InputError("clock_groups is in --env-options already: give it once")
         return {**found, "clock_groups": self.clock_groups}
 
+    def data(self) -> DataOptions:
+        bars = self.bars
+        if self.expanded:
+            if bars.symbols is not None:
+                raise InputError("--expanded names symbols of its own: give it without --symbols")
+            source = bars.data_source or ("alpaca" if bars.data is None and bars.data_dir is None else None)
+            bars = replace(bars, symbols=",".join(EXPANDED), data_source=source, timeframe=bars.timeframe or "1d")
+        if self.cache_path is not None:
+            if bars.data_source != "alpaca" or bars.data is not None:
+                raise InputError("--cache-path is for bars that are downloaded: --data-source alpaca, without --data")
+            bars = replace(bars, data=self.cache_path)
+        return bars
+
+    def budget(self) -> Budget:
+        given = {"timesteps": self.timesteps, "episodes": self.episodes, "iterations": self.iterations}
+        if not any(value is not None for value in given.values()):
+            given = {"iterations": TEST_RUN["iterations"]} if self.test_run else {"timesteps": 100_000}
+        return Budget(**given)
+
+
+def options_of(arguments: list[str]) -> tuple[type, list[str]]:
+    """(dataclass of the options, with the chosen agent's hyper-parameters; the arguments, with those of --config)."""
+    _, config = find_agent(given("agent", arguments) or Options.agent)
+    options: type = Options
+    if config is not PPOConfig:
+        own: list[Any] = [("hyper", config, field(default_factory=config))]
+        if "batch_size" in config.__dataclass_fields__:  # there it is the agent's: of a gradient step, not of a rollout
+            own.append(("batch_size", Any, field(init=False, default=None)))
+        options = make_dataclass("Options", own, bases=(Options,), frozen=True)
+        options.__doc__ = Options.__doc__
+    return options, with_config(options, arguments)
+
 
 def main(options: Options) -> int:
-    given = {"timesteps": options.timesteps, "episodes": options.episodes, "iterations": options.iterations}
-    budget = Budget(**given) if any(v is not None for v in given.values()) else Budget(timesteps=100_000)
+    budget = options.budget()
     for name in ("n_envs", "n_steps", "clock_groups"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     plain_env = options.env is not None and options.env.startswith("gym:")
-    market = None if plain_env else options.bars.market()
+    market = None if plain_env else options.data().market()
+    environment = options.environment()
+    split = None
+    if market is not None:
+        lookback, lag = (int(environment.get(name, 1)) for name in ("lookback", "decision_lag"))
+        split = hold_out(market, options.test_days, lookback, lag)
+    if split is None and options.deploy:
+        raise InputError("--deploy needs held-out days of a market: give --test-days")
     settings = TrainSettings(
         env=options.env or default_env(market).__name__,
-        n_envs=options.n_envs,
+        n_envs=options.n_envs or (TEST_RUN["n_envs"] if options.test_run else None),
         budget=budget,
         folder=options.logs / "runs" / options.run,
         seed=options.seed,
-        agent=options.ppo(),
-        network={"hidden": options.hidden, "normalizer": options.normalizer},
-        env_options=options.environment(),
+        agent_name=options.agent,
+        agent=options.hyperparameters(),
+        segments=None if split is None else split.search,
+        preprocess=options.preprocessing,
+        network=options.network.spec(),
+        env_options=environment,
         batch_size=options.batch_size,
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
@@ -124,8 +194,30 @@ def main(options: Options) -> int:
     print(f"checkpoint: {result.checkpoint}")
     if result.interrupted:
         print("interrupted: --resume goes on from here")
-    return 130 if result.interrupted else 0
+        return 130
+    if split is not None:
+        tell(
+            judge_run(
+                market, done, split, options.logs,
+                skip_posterior=options.skip_posterior, deploy=options.deploy, limits=options.limits,
+            )
+        )  # fmt: skip
+    return 0
+
+
+def tell(found: Judgement) -> None:
+    """Print what came of the held-out days, and where things are."""
+    Console().print(score_table(found.model, found.holding, found.score))
+    if found.verdict is not None and found.verdict.passed:
+        where = f"deployed to {found.deployed}" if found.deployed else "it runs in the champion's shadow first"
+        print(f"the gate passed it; {where}")
+    elif found.verdict is not None:
+        print("the gate refused it:", *found.verdict.reasons, sep="\n  ")
+    print(f"report:    {found.report.json}\npicture:   {found.report.png}")
+    if found.posterior is not None:
+        print(f"posterior: {found.posterior.json}\npicture:   {found.posterior.png}")
+    print(f"model:     {found.bundle.folder}")
 
 
 if __name__ == "__main__":
-    run(Options, main)
+    run(options_of, main)

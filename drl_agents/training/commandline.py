@@ -135,16 +135,28 @@ def _value(text: str) -> str | int | float | bool:
     return text
 
 
-def run(options: type[Options], main: Callable[[Options], int | None], arguments: list[str] | None = None) -> None:
+def run(
+    options: type[Options] | Callable[[list[str]], tuple[type, list[str]]],
+    main: Callable[[Options], int | None],
+    arguments: list[str] | None = None,
+) -> None:
     """Parse the command line into `options`, run `main`, exit with its status.
+
+    options: a dataclass; or a function of the arguments that gives one, and the arguments to parse into it.
 
     tyro names an unknown option and the closest known ones itself, in a box: here it is told in one line, as every
     other error.
     """
     told = io.StringIO()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        kind, arguments = (options, arguments) if isinstance(options, type) else options(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         with contextlib.redirect_stderr(told):
-            parsed = tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+            parsed = tyro.cli(kind, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as leaving:
         if leaving.code:
             print(f"error: {unboxed(told.getvalue())}", file=sys.stderr)

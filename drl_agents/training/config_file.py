@@ -30,9 +30,9 @@ def with_config(options: type, arguments: Sequence[str]) -> list[str]:
         InputError: no such file; a key that is no flag (the nearest one is named); a value no flag can have.
     """
     arguments = list(arguments)
-    path = _named(arguments)
-    if path is None:
+    if (named := _last("config", arguments)) is None:
         return arguments
+    path = Path(named)
     accepted = flags(options)
     made: list[str] = []
     for key, value in read_yaml(path).items():
@@ -54,15 +54,23 @@ def flags(options: type) -> dict[str, Any]:
     return found
 
 
-def _named(arguments: Sequence[str]) -> Path | None:
-    """The file of the last `--config`."""
-    path = None
+def given(name: str, arguments: Sequence[str]) -> str | None:
+    """What `--name` is given as, on the command line or else in the file of `--config`; None where it is not."""
+    found = _last(name, arguments)
+    if found is None and (path := _last("config", arguments)) is not None:
+        value = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}.get(name)
+        found = None if value is None else _text(value)
+    return found
+
+
+def _last(name: str, arguments: Sequence[str]) -> str | None:
+    flag, found = "--" + name.replace("_", "-"), None
     for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            path = Path(arguments[i + 1])
-        elif argument.startswith("--config="):
-            path = Path(argument.partition("=")[2])
-    return path
+        if argument == flag and i + 1 < len(arguments):
+            found = arguments[i + 1]
+        elif argument.startswith(flag + "="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def _flag(path: Path, key: str, value: Any, kind: Any) -> list[str]:

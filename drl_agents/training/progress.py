@@ -126,7 +126,8 @@ class TrainProgress:
             parts.append(f"ETA {span(left)}")
         fitting = "explained variance" if self._wide else "EV"
         for label, name in (("reward", "reward"), ("KL", "approx_kl"), (fitting, "explained_variance")):
-            parts.append(f"{label} {figures[name]:.2g}")
+            if name in figures:
+                parts.append(f"{label} {figures[name]:.2g}")
         if self.device.type == "cuda":
             parts.append(f"{memory_stats(self.device).reserved / GIB:.1f} GiB reserved")
         return "  ".join(parts)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from drl_agents.agents.ppo import AgentPPO, PPOConfig
+from drl_agents.agents.base import AgentBase
+from drl_agents.agents.ppo import PPOConfig
+from drl_agents.agents.registry import find_agent
 from drl_agents.networks.policy import PolicySpec
 from drl_agents.training.checkpoint import (
     CHECKPOINT,
@@ -43,11 +45,12 @@ LOCK = "run.lock"
 class TrainSettings:
     """What to train, and where.
 
-    n_envs: None for what the checkpoint has, the memory plan says, or 12. batch_size: samples of a minibatch;
-    `agent.num_minibatches` then follows. folder: where checkpoints and run record go. env_options, network: as for a
-    trial of a search. resume: go on from the folder's newest checkpoint. checkpoint: go on from this file. fresh: begin
-    anew in a folder that has been used. memory: budget to plan sizes for; those that differ from `PPOConfig`'s defaults
-    are kept.
+    n_envs: None for what the checkpoint has, the memory plan says, or 12. agent_name: of `agents.registry`; agent: its
+    hyper-parameters. batch_size: samples of a minibatch of a rollout; `agent.num_minibatches` then follows. folder:
+    where checkpoints and run record go. env_options, network: as for a trial of a search. segments: the bars to train
+    on, in ranges; None for all. preprocess: normalise market features by the training bars. resume: go on from the
+    folder's newest checkpoint. checkpoint: go on from this file. fresh: begin anew in a folder that has been used.
+    memory: budget to plan sizes for; those that differ from the agent's defaults are kept.
     """
 
     env: str
@@ -55,7 +58,10 @@ class TrainSettings:
     budget: Budget
     folder: Path
     seed: int = 0
-    agent: PPOConfig = field(default_factory=PPOConfig)
+    agent_name: str = "ppo"
+    agent: Any = field(default_factory=PPOConfig)
+    segments: tuple[tuple[int, int], ...] | None = None
+    preprocess: bool = True
     network: Mapping[str, Any] = field(default_factory=dict)
     env_options: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
@@ -76,9 +82,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """memory: one line, what was used at the peak, and planned."""
+    """settings: with the sizes that were used. memory: one line, what was used at the peak, and planned."""
 
-    agent: AgentPPO
+    settings: TrainSettings
+    agent: AgentBase
     result: TrainResult
     memory: str
 
@@ -129,7 +136,10 @@ def _run(
             "env_options": dict(settings.env_options),
             "n_envs": settings.n_envs,
             "seed": settings.seed,
+            "agent_name": settings.agent_name,
             "agent": vars(settings.agent),
+            "segments": settings.segments,
+            "preprocess": settings.preprocess,
             "network": dict(settings.network),
             "fingerprint": None if market is None else market.fingerprint,
         }
@@ -160,7 +170,7 @@ def _run(
             on_phase=progress.phase,
         )
     env.close()
-    return TrainOutcome(agent, result, memory_line(env.device, plan))
+    return TrainOutcome(settings, agent, result, memory_line(env.device, plan))
 
 
 def _state(settings: TrainSettings) -> dict[str, Any] | None:
@@ -195,10 +205,13 @@ def _clear(settings: TrainSettings) -> None:
         logger.info("%s is kept as %s", path, set_aside(path).name)
 
 
-def _build(market: Market | None, settings: TrainSettings) -> tuple[AgentPPO, VecEnv]:
-    env = build_env(settings.env, market, settings.n_envs, seed=settings.seed, **settings.env_options)
-    agent = AgentPPO(PolicySpec.of(env, **settings.network), settings.agent, (settings.seed,), env.device)
-    agent.policy.fit_normalizer(env)
+def _build(market: Market | None, settings: TrainSettings) -> tuple[AgentBase, VecEnv]:
+    own = {} if settings.segments is None else {"segments": [tuple(segment) for segment in settings.segments]}
+    env = build_env(settings.env, market, settings.n_envs, seed=settings.seed, **own, **settings.env_options)
+    agent_class, _ = find_agent(settings.agent_name)
+    agent = agent_class(PolicySpec.of(env, **settings.network), settings.agent, (settings.seed,), env.device)
+    if settings.preprocess:
+        agent.policy.fit_normalizer(env)
     return agent, env
 
 
@@ -209,7 +222,11 @@ def _sized(
     market: Market | None, settings: TrainSettings, state: dict[str, Any] | None
 ) -> tuple[TrainSettings, Plan | None]:
     """The settings with every size in place: as given, as in the checkpoint, as planned, or by default."""
-    if settings.batch_size is not None and settings.agent.num_minibatches != PPOConfig.num_minibatches:
+    if not hasattr(settings.agent, "num_minibatches") and (settings.memory.given or settings.batch_size is not None):
+        raise InputError(
+            f"agent {settings.agent_name} learns from a replay: sizes of rollouts' minibatches are not its"
+        )
+    if settings.batch_size is not None and settings.agent.num_minibatches != type(settings.agent).num_minibatches:
         raise InputError("--batch-size and --num-minibatches say the same: give one of them")
     saved = (state or {}).get("record", {}).get("facts") or {}
     if state is not None and isinstance(saved.get("n_envs"), int):
@@ -229,7 +246,7 @@ def _sized(
     return replace(settings, agent=with_batch_size(settings, settings.batch_size)), None
 
 
-def with_batch_size(settings: TrainSettings, batch_size: int) -> PPOConfig:
+def with_batch_size(settings: TrainSettings, batch_size: int) -> Any:
     """The agent's configuration with as many minibatches as make `batch_size` samples each.
 
     Raises:
@@ -250,7 +267,7 @@ def with_batch_size(settings: TrainSettings, batch_size: int) -> PPOConfig:
 def _free(settings: TrainSettings) -> frozenset[str]:
     """The names of the sizes that were left to the plan."""
     names = [name for name in ("horizon_len", "num_minibatches", "amp")
-             if getattr(settings.agent, name) == getattr(PPOConfig, name)]  # fmt: skip
+             if getattr(settings.agent, name) == getattr(type(settings.agent), name)]  # fmt: skip
     return frozenset(names if settings.batch_size is None else set(names) - {"num_minibatches"})
 
 
@@ -260,7 +277,7 @@ def _plan(market: Market | None, settings: TrainSettings) -> Plan:
         free.add("n_envs")
     groups = settings.env_options.get("clock_groups")
 
-    def build(sizes: Sizes) -> tuple[AgentPPO, VecEnv]:
+    def build(sizes: Sizes) -> tuple[AgentBase, VecEnv]:
         own = {"horizon_len": sizes.horizon_len, "num_minibatches": sizes.num_minibatches, "amp": sizes.amp}
         agent = replace(settings.agent, **own, compile="off")
         return _build(market, replace(settings, n_envs=sizes.n_envs, agent=agent))

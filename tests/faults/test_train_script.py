@@ -21,7 +21,7 @@ from drl_agents.training.commandline import run
 from drl_agents.training.runlock import RunLock
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKET = "--data-source synthetic --synthetic-options n_bars=200 --hidden 8".split()
+MARKET = "--data-source synthetic --synthetic-options n_bars=200 --hidden 8 --test-days 0".split()
 SMALL = [*MARKET, "--n-envs", "4", "--n-steps", "8"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
