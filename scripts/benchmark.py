@@ -19,7 +19,7 @@ class Options:
     """Peers need the extra: pip install -e ".[peers]". Without them they are reported as missing."""
 
     workload: tuple[str, ...] = ("iteration",)
-    """iteration (with the peers), parts, lookback, scaling, search, gpu (CUDA alone), learning; several may be given"""
+    """iteration (with the peers), parts, lookback, transformer, scaling, search, gpu (CUDA alone), learning"""
     only: tuple[str, ...] = ()
     """configurations to run, by name, such as "ours 12" "sb3 12"; default: all"""
     peers: bool = True
@@ -28,6 +28,8 @@ class Options:
     """timings of each configuration, in turns"""
     seconds: float = 3.0
     """about how long one timing takes"""
+    limit: float = 600.0
+    """seconds a configuration may take to be ready (compiling included), and for a timing, before it is given up"""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps"""
     threads: int | None = None
@@ -51,6 +53,7 @@ def main(options: Options) -> int:
         repeats=options.repeats,
         seconds=options.seconds,
         spin_count=options.spin_count,
+        limit=options.limit,
     )
     results = run_benchmark(
         options.workload,

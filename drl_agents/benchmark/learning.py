@@ -62,9 +62,11 @@ def learned_return(
     walk = MarketVecEnv(market, 2, segments=[(SPLIT, END)], random_start=False, episode_length=None, **walked)
     newest = (env.lookback - 1) * walk.rows.shape[1] + walk.features.names.index("signal")
 
+    decide = agent.decide
+
     def both(x: torch.Tensor) -> torch.Tensor:
         best = torch.where(x[:, 1:, newest : newest + 1] > 0, 1.0, -1.0)
-        return torch.cat([agent.decide(x[:, :1]).float(), best], dim=1)
+        return torch.cat([decide(x[:, :1]).float(), best], dim=1)
 
     learned, most = (math.log(result.equity[-1] / walk.initial_cash) for result in backtest(walk, both))
     if not (math.isfinite(learned) and most > 0):

@@ -25,6 +25,7 @@ import torch
 
 from drl_agents.benchmark.competitors import Competitor, our_competitor
 from drl_agents.benchmark.gpu_busy import busy_share
+from drl_agents.benchmark.operations import iteration_operations
 from drl_agents.benchmark.peers import PeerMissing, peer_competitor
 from drl_agents.benchmark.work import Configuration, Work
 from drl_agents.training.device import pick_device, tune
@@ -41,6 +42,8 @@ class Setup:
     repeats: timings of each competitor. seconds: about how long one timing takes; it is a whole number of calls.
     spin_count: turns an OpenMP thread waits busily before it sleeps (libgomp's GOMP_SPINCOUNT). libgomp's own default,
     300,000, is the fastest on an idle machine, for every competitor alike; the package's 1,000 is for a busy one.
+    limit: seconds within which a competitor must be ready, and must end each timing: one that does not has failed, so
+    that a run ends within (1 + repeats) * limit seconds for each.
     """
 
     device: str = "cpu"
@@ -48,12 +51,13 @@ class Setup:
     repeats: int = 5
     seconds: float = 3.0
     spin_count: int = 300_000
+    limit: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.threads < 1 or self.spin_count < 0 or not self.seconds > 0:
+        if self.repeats < 1 or self.threads < 1 or self.spin_count < 0 or not (self.seconds > 0 and self.limit > 0):
             raise InputError(
                 f"repeats={self.repeats}, threads={self.threads}, spin_count={self.spin_count}, "
-                f"seconds={self.seconds}: accepted are >= 1, >= 1, >= 0, > 0"
+                f"seconds={self.seconds}, limit={self.limit}: accepted are >= 1, >= 1, >= 0, > 0, > 0"
             )
 
 
@@ -67,6 +71,7 @@ class Timing:
     first_call_seconds: of the call before all, compilation included. memory_mb: the highest resident memory of the
     process above what it held before anything was built; on CUDA the highest memory torch reserved on the device.
     peak_resident_mb: the highest resident memory. gpu_busy: share of a call in which a kernel ran, on CUDA.
+    operations: of one call, if the configuration is counted.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Timing:
     memory_mb: float | None = None
     peak_resident_mb: float | None = None
     gpu_busy: float | None = None
+    operations: int | None = None
 
     @property
     def rates(self) -> list[float]:
@@ -134,6 +140,7 @@ class _Racer:
     def __init__(self, context, configuration: Configuration, work: Work, setup: Setup) -> None:
         self.timing = Timing(configuration.name, "timed", steps=configuration.steps(work))
         self.pipe, theirs = context.Pipe()
+        self.limit = setup.limit
         # Not a daemon: torch.compile starts processes of its own.
         self.process = context.Process(target=_serve, args=(theirs, configuration, work, setup), daemon=False)
         self.process.start()
@@ -147,7 +154,8 @@ class _Racer:
 
     def finish(self) -> None:
         if (measured := self._ask("finish")) is not None:
-            self.timing.memory_mb, self.timing.peak_resident_mb, self.timing.gpu_busy = measured
+            self.timing.memory_mb, self.timing.peak_resident_mb, self.timing.gpu_busy = measured[:3]
+            self.timing.operations = measured[3]
 
     def close(self) -> None:
         self.pipe.close()
@@ -165,6 +173,8 @@ class _Racer:
 
     def _answer(self):
         try:
+            if not self.pipe.poll(self.limit):
+                return self._fail(f"no answer within {self.limit:g} s")
             status, value = self.pipe.recv()
         except EOFError:
             self.process.join(10)
@@ -173,6 +183,15 @@ class _Racer:
             return value
         self.timing.status, self.timing.reason, self.timing.seconds = status, value, []
         return None
+
+    def _fail(self, reason: str) -> None:
+        """End the competitor, and the processes it may have started to compile."""
+        self.timing.status, self.timing.reason, self.timing.seconds = "failed", reason, []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.process.kill()
 
 
 def _serve(pipe: Connection, configuration: Configuration, work: Work, setup: Setup) -> None:
@@ -195,7 +214,8 @@ def _answer_all(pipe: Connection, configuration: Configuration, work: Work, setu
     torch.set_num_threads(setup.threads)  # beside a GPU too, for the peers that learn on the CPU
     before = psutil.Process().memory_info().rss
     make = our_competitor if configuration.learner == "ours" else peer_competitor
-    competitor = make(configuration, work, work.market(device))
+    market = work.market(device)
+    competitor = make(configuration, work, market)
     first = _seconds(competitor, 1, device)
     calls = max(1, round(setup.seconds / _seconds(competitor, 1, device)))
     pipe.send(("timed", (first, calls, competitor.compiled)))
@@ -208,7 +228,8 @@ def _answer_all(pipe: Connection, configuration: Configuration, work: Work, setu
         memory, busy = peak - before, None
         if device.type == "cuda":
             memory, busy = torch.cuda.max_memory_reserved(device), busy_share(competitor.call, device)
-        pipe.send(("timed", (memory / MEGABYTE, peak / MEGABYTE, busy)))
+        operations = iteration_operations(configuration, work, market) if configuration.counted else None
+        pipe.send(("timed", (memory / MEGABYTE, peak / MEGABYTE, busy, operations)))
 
 
 def _seconds(competitor: Competitor, calls: int, device: torch.device) -> float:

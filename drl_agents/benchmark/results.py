@@ -34,6 +34,9 @@ def target_value(target: Target, timings: Mapping[str, Timing]) -> float | None:
         return ratio(first, chosen[1])
     if target.kind == "slow-down":
         return ratio(chosen[1], first)
+    if target.kind == "by count":
+        counts = [t.operations / t.steps for t in chosen]
+        return ratio(chosen[1], first) / (counts[0] / counts[1])
     if target.kind == "rate":
         return first.steps_per_second
     if target.kind == "rise":

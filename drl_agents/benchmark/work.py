@@ -69,8 +69,8 @@ class Configuration:
     name: unique in a workload. n_envs: environments of each member. learner: "ours", "sb3" (stable-baselines3) or
     "sbx" (its JAX sibling). part: the whole "iteration"; of ours also "environment", "rollout" or "update" alone.
     batched: a peer steps our vectorised environment instead of plain single ones under DummyVecEnv. n_members: P.
-    horizon_len: steps of each environment per iteration; None: samples // n_envs. env, agent: options of `MarketVecEnv`
-    and `PPOConfig` beside the work's.
+    horizon_len: steps of each environment per iteration; None: samples // n_envs. env, agent, network: options of
+    `MarketVecEnv`, `PPOConfig` and `PolicySpec.of` beside the work's. counted: its operations are counted too.
     """
 
     name: str
@@ -82,6 +82,8 @@ class Configuration:
     horizon_len: int | None = None
     env: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    counted: bool = False
 
     def horizon(self, work: Work) -> int:
         """T, steps of each environment in one iteration."""
@@ -121,7 +123,8 @@ def build_agent(
         **hyper,
         **configuration.agent,
     )
-    agent = AgentPPO(PolicySpec.of(env, hidden=work.hidden), config, seeds, env.device)
+    spec = PolicySpec.of(env, **{"hidden": work.hidden, **configuration.network})
+    agent = AgentPPO(spec, config, seeds, env.device)
     agent.policy.fit_normalizer(env)
     agent.compiler.plan(LONG_TRAINING)
     return agent

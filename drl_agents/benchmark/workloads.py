@@ -26,6 +26,7 @@ class Target:
         rate        steps/s of names[0]; at least
         rise        the highest rise of the cost per step over any earlier of `names`; at most
         growth      memory of names[0] over that of names[1]; at most
+        by count    the slow-down over the ratio of their operations; at most
         busy        share of the time in which a kernel runs on the GPU; at least
     """
 
@@ -36,7 +37,7 @@ class Target:
 
     @property
     def at_most(self) -> bool:
-        return self.kind in ("slow-down", "rise", "growth")
+        return self.kind in ("slow-down", "rise", "growth", "by count")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,24 @@ _LOOKBACK = Workload(
     (Target("lookback 64 against 1", "slow-down", ("lookback 64", "lookback 1"), 2.5),),
 )
 
+# The bars of a rollout, 64 clocks of 8 steps, are embedded when they are seen, once for the values, and in every epoch.
+_TRANSFORMER = Workload(
+    "transformer",
+    (
+        Configuration("MLP over 1 bar", 2_048, env=_clocked(64), counted=True),
+        Configuration(
+            "transformer over 64 bars", 2_048, env={**_clocked(64), "lookback": 64}, network={"network": "lightweight"},
+            counted=True,
+        ),
+    ),
+    (
+        Target(
+            "transformer over 64 bars against MLP over 1, by the count of operations", "by count",
+            ("transformer over 64 bars", "MLP over 1 bar"), 1.5,
+        ),
+    ),
+)  # fmt: skip
+
 _SCALING = Workload(
     "scaling",
     tuple(Configuration(f"n_envs {n}", n, horizon_len=max(SHORTEST, 16_384 // n)) for n in SCALE),
@@ -162,7 +181,8 @@ _GPU = Workload(
     device="cuda",
 )
 
-WORKLOADS: Mapping[str, Workload] = {w.name: w for w in (_ITERATION, _PARTS, _LOOKBACK, _SCALING, _SEARCH, _GPU)}
+_ALL = (_ITERATION, _PARTS, _LOOKBACK, _TRANSFORMER, _SCALING, _SEARCH, _GPU)
+WORKLOADS: Mapping[str, Workload] = {w.name: w for w in _ALL}
 
 
 def trials_per_hour(steps_per_second: float) -> float:

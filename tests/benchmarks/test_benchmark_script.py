@@ -59,7 +59,9 @@ def test_the_whole_script(tmp_path):
     }  # fmt: skip
     assert results["quotable"] is False and "not to be quoted" in done.stdout
     assert results["work"] == json.loads(json.dumps(vars(TINY)))
-    assert results["setup"] == {"device": "cpu", "threads": 1, "repeats": 3, "seconds": 0.02, "spin_count": 1000}
+    assert results["setup"] == {
+        "device": "cpu", "threads": 1, "repeats": 3, "seconds": 0.02, "spin_count": 1000, "limit": 600.0,
+    }  # fmt: skip
     assert results["environment"]["GOMP_SPINCOUNT"] == "1000" and results["environment"]["threads"] == 1
     assert results["seeds"] == {"market": 1, "agent": 0, "learning": []} and results["learning"] is None
     assert results["versions"]["torch"] == torch.__version__ and results["versions"]["numpy"] == np.__version__
@@ -92,7 +94,8 @@ def test_wrong_input_is_one_line(capsys):
     told = capsys.readouterr()
     assert leaving.value.code == 2 and told.out == ""
     assert told.err == (
-        "error: workload 'iterations': accepted are iteration, parts, lookback, scaling, search, gpu, learning\n"
+        "error: workload 'iterations': accepted are iteration, parts, lookback, transformer, scaling, search, gpu, "
+        "learning\n"
     )
 
 
@@ -110,7 +113,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_timed(names, more, mes
         run_benchmark(names, TINY, Setup(), **more)
 
 
-@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"seconds": 0.0}, {"threads": 0}])
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"seconds": 0.0}, {"threads": 0}, {"limit": 0.0}])
 def test_timing_that_measures_nothing_is_refused(wrong):
     with pytest.raises(InputError, match="accepted are >= 1"):
         Setup(**wrong)
@@ -127,6 +130,12 @@ def test_one_that_breaks_stops_no_other():
     assert (broken.status, broken.seconds) == ("failed", []) and "lookback=1000" in broken.reason
     assert unknown.status == "failed" and "'speed'" in unknown.reason and "\n" not in unknown.reason
     assert fine.status == "timed" and fine.compiled is False and len(fine.seconds) == 2 and fine.steps == 192
+
+
+def test_one_that_takes_too_long_is_given_up():
+    slow = Configuration("slow", 4, part="environment", agent=EAGER)
+    (timing,) = run_race([slow], TINY, Setup(repeats=1, seconds=0.01, spin_count=1_000, limit=0.01))
+    assert (timing.status, timing.reason, timing.seconds) == ("failed", "no answer within 0.01 s", [])
 
 
 def test_every_configuration_can_be_built():
