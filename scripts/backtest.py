@@ -48,7 +48,7 @@ def main(options: Options) -> int:
     env = bundle.env(market, window, options.decision_lag)
     result = backtest(env, bundle.decide, ["model"])[0]
     lineage = bundle.manifest["lineage"]
-    title = f"{bundle.id[:12]} of study {lineage['study']}"
+    title = f"{bundle.id[:12]} of " + (f"study {lineage['study']}" if "study" in lineage else f"run {lineage['run']}")
     paths = write_report(
         options.out,
         title=title,

@@ -22,7 +22,8 @@ class Options:
     replay_bars: int | None = None
     """last bars to replay; default: all but the first"""
     speed: float | None = None
-    """seconds from one bar to the next; default: a bar comes when somebody posts to /local/v1/advance"""
+    """seconds from one bar to the next; default: a bar comes when somebody posts to /local/v1/advance, as
+    paper_trade.py --url does"""
     bundle: Path | None = None
     """folder of a bundle whose costs, rules and cash the venue has; default: Alpaca's"""
     cash: float | None = None

@@ -134,9 +134,9 @@ class Options:
 
 
 def main(options: Options) -> int:
-    counts = ("n_trials", "n_envs", "timesteps", "n_seeds", "seeds", "population")
+    counts = ("n_trials", "n_envs", "timesteps", "n_seeds", "seeds", "population", "folds_per_batch")
     for name, least in (*((name, 1) for name in counts), ("n_splits", 2)):
-        if options.population == "auto" and name == "population":
+        if getattr(options, name) in (None, "auto"):
             continue
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {least} is needed")

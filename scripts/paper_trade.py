@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from environments.live.local import LocalBroker
 from environments.live.risk import RiskLimits
 
 BROKERS = ("local", "alpaca-paper")
+STOCK_FEEDS = ("iex", "sip")
 LOCAL_KEYS = (Secret("local"), Secret("local"))
 
 
@@ -42,7 +44,8 @@ class Options:
     speed: float = 0.0
     """of local: seconds per bar; 0 as fast as it goes"""
     url: str | None = None
-    """another venue that speaks Alpaca's protocol; of local: one that scripts/local_alpaca.py runs"""
+    """another venue that speaks Alpaca's protocol; of local: one that scripts/local_alpaca.py runs, without its
+    --speed"""
     stock_feed: str = "iex"
     """of alpaca-paper, stocks: iex or sip"""
     fresh: bool = False
@@ -60,6 +63,12 @@ class Options:
 def main(options: Options) -> int:
     if options.broker not in BROKERS:
         raise InputError(f"broker {options.broker!r}: accepted are {', '.join(BROKERS)}")
+    if not 0 <= options.speed < math.inf:
+        raise InputError(f"--speed {options.speed}: accepted are seconds >= 0")
+    if options.stock_feed not in STOCK_FEEDS:
+        raise InputError(f"--stock-feed {options.stock_feed}: accepted are {', '.join(STOCK_FEEDS)}")
+    if options.name in ("", ".", "..") or Path(options.name).name != options.name:
+        raise InputError(f"--name {options.name!r}: the name of a folder in <logs>/paper is accepted")
     bundle, registry = chosen(options)
     hook: Hook | None = None
     with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from drl_agents.training.trainer import Budget, TrainingDiverged
 from environments.alpaca_env import default_env
 from environments.data.download import EXPANDED
 from environments.errors import InputError
+from environments.market_env import MarketVecEnv
+from environments.plugin import find_env
 
 TEST_RUN = {"n_envs": 4, "iterations": 2}
 
@@ -92,13 +95,16 @@ class Options:
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def hyperparameters(self) -> Any:
+        hyper, kind = self.hyper, type(self.hyper)
+        if self.test_run and getattr(hyper, "learning_starts", None) == getattr(kind, "learning_starts", 0):
+            hyper = replace(hyper, learning_starts=1)  # two iterations are to try learning too
         if self.n_steps is None:
-            return self.hyper
-        if self.hyper.horizon_len not in (type(self.hyper).horizon_len, self.n_steps):
+            return hyper
+        if hyper.horizon_len not in (kind.horizon_len, self.n_steps):
             raise InputError(
-                f"--n-steps {self.n_steps} and --horizon-len {self.hyper.horizon_len} say the same: give one of them"
+                f"--n-steps {self.n_steps} and --horizon-len {hyper.horizon_len} say the same: give one of them"
             )
-        return replace(self.hyper, horizon_len=self.n_steps)
+        return replace(hyper, horizon_len=self.n_steps)
 
     def environment(self) -> dict[str, str | int | float | bool]:
         found = parse_options(self.env_options)
@@ -128,6 +134,24 @@ class Options:
         return Budget(**given)
 
 
+def whole(environment: Mapping[str, Any], name: str) -> int:
+    """An option of the environment that is a number of bars, 1 where it is not given.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    value = environment.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        raise InputError(f"--env-options {name}={value}: accepted is a whole number of bars")
+    return int(value)
+
+
+def can_be_judged(env: str | None) -> bool:
+    """Only models of a market's own environments can; of a constructor that is no class nobody can tell beforehand."""
+    found = MarketVecEnv if env is None else find_env(env)
+    return not isinstance(found, type) or issubclass(found, MarketVecEnv)
+
+
 def options_of(arguments: list[str]) -> tuple[type, list[str]]:
     """(dataclass of the options, with the chosen agent's hyper-parameters; the arguments, with those of --config)."""
     _, config = find_agent(given("agent", arguments) or Options.agent)
@@ -151,8 +175,11 @@ def main(options: Options) -> int:
     environment = options.environment()
     split = None
     if market is not None:
-        lookback, lag = (int(environment.get(name, 1)) for name in ("lookback", "decision_lag"))
-        split = hold_out(market, options.test_days, lookback, lag)
+        lookback, lag = (whole(environment, name) for name in ("lookback", "decision_lag"))
+        if can_be_judged(options.env):
+            split = hold_out(market, options.test_days, lookback, lag)
+        elif options.test_days or options.deploy:
+            raise InputError(f"environment {options.env}: its models cannot be kept and judged: give --test-days 0")
     if split is None and options.deploy:
         raise InputError("--deploy needs held-out days of a market: give --test-days")
     settings = TrainSettings(
@@ -209,8 +236,8 @@ def tell(found: Judgement) -> None:
     """Print what came of the held-out days, and where things are."""
     Console().print(score_table(found.model, found.holding, found.score))
     if found.verdict is not None and found.verdict.passed:
-        where = f"deployed to {found.deployed}" if found.deployed else "it runs in the champion's shadow first"
-        print(f"the gate passed it; {where}")
+        waits = "it runs in the champion's shadow first" if found.waits else "it was rolled back, and is in quarantine"
+        print("the gate passed it;", f"deployed to {found.deployed}" if found.deployed else waits)
     elif found.verdict is not None:
         print("the gate refused it:", *found.verdict.reasons, sep="\n  ")
     print(f"report:    {found.report.json}\npicture:   {found.report.png}")

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "on", "off")
 # Steps (all members together) from which compiling, half a minute to two, has paid for itself.
 WORTH_STEPS = 4_000_000
-# Shapes of one function that are kept compiled side by side, by all agents of the process.
+# Shapes of one function that are kept compiled side by side, by all agents of the process; with one more all go.
 MAX_VARIANTS = 64
 
 
@@ -101,15 +101,24 @@ class Compiler:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
         compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"guard_filter_fn": _guards})
 
-        def first(*args: Any) -> Any:
-            if self._known[name] is compiled:
+        def run(*args: Any) -> Any:
+            try:
                 return compiled(*args)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                # Told before anything of the function was run. A long study comes to more shapes than are kept.
+                logger.info("%d variants of %s are compiled: beginning anew", MAX_VARIANTS, name)
+                torch._dynamo.reset()
+                return compiled(*args)
+
+        def first(*args: Any) -> Any:
+            if self._known[name] is run:
+                return run(*args)
             started = time.perf_counter()
-            out = compiled(*args)
+            out = run(*args)
             spent = time.perf_counter() - started
             self.seconds += spent
             logger.info("compiled %s in %.0f s", name, spent)
-            self._known[name] = compiled
+            self._known[name] = run
             return out
 
         return first

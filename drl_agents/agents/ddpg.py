@@ -101,7 +101,7 @@ class AgentDDPG(AgentOffPolicy):
             "qf_loss": qf_loss.detach(),
             "q_value": value.detach().mean((1, 2)),
             "grad_norm": norm,
-            "error": error.detach().mean(1),
+            "error": error.detach().abs().mean(1),
         }
         if due:
             views = self.views("actor", grad=True)

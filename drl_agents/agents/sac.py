@@ -117,5 +117,5 @@ class AgentSAC(AgentOffPolicy):
             "alpha": alpha.squeeze(1),
             "grad_norm": norms.amax(0),
             "skipped_updates": (~norms.isfinite()).any(0).float(),
-            "error": error.detach().mean(1),
+            "error": error.detach().abs().mean(1),
         }

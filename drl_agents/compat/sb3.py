@@ -5,7 +5,8 @@
     model = PPO("MlpPolicy", "CartPole-v1").learn(50_000)
 
 API: https://stable-baselines3.readthedocs.io/en/master/modules/ppo.html. The one difference in what is learned:
-observations are normalised by their running mean and deviation, inside the policy.
+observations are normalised by their running mean and deviation, inside the policy (not of a model that
+stable-baselines3 wrote).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.compat.sb3_callbacks import Logger, Progress, as_callback
-from drl_agents.compat.sb3_env import Told, as_vec_env, own_action
+from drl_agents.compat.sb3_env import SB3VecEnv, Told, as_vec_env, own_action
 from drl_agents.compat.sb3_file import network_options, read_model, space_facts, space_of, write_model
-from drl_agents.compat.sb3_zip import export_sb3, import_sb3
+from drl_agents.compat.sb3_zip import export_sb3, import_sb3, sb3_options
 from drl_agents.networks.policy import PolicySpec
 from environments.errors import InputError
 from environments.vec_env import Step, VecEnv
@@ -100,6 +101,8 @@ class PPO:
         self._random = torch.Generator().manual_seed(0 if seed is None else seed)
         if env is not None:
             self._take(env)
+            if seed is not None and isinstance(self.env, SB3VecEnv):
+                self.env.venv.seed(seed)
             self._build(PolicySpec.of(self.env, **network_options(self.policy_kwargs)))
             self.agent.policy.fit_normalizer(self.env)
 
@@ -279,7 +282,8 @@ class PPO:
 
     @classmethod
     def load(cls, path: str | Path, env: Any = None, device: torch.device | str = "auto", **changes: Any) -> PPO:
-        """A model that `save` wrote, or one that stable-baselines3 wrote.
+        """A model that `save` wrote, or one that stable-baselines3 wrote: with what `sb3_zip.sb3_options` reads of it,
+        its observations as they are, and a fresh optimiser.
 
         Args:
             env: to go on learning in. changes: constructor arguments in place of the saved ones.
@@ -308,7 +312,7 @@ class PPO:
     @classmethod
     def _from_sb3(cls, path: Path, env: Any, device: torch.device | str, changes: dict[str, Any]) -> PPO:
         policy, space = import_sb3(path, None if env is None else as_vec_env(env, 0)[2])
-        model = cls("MlpPolicy", None, **changes, device=device)
+        model = cls("MlpPolicy", None, **{**sb3_options(path, changes), **changes}, device=device)
         model.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (policy.spec.size,), np.float32)
         model.action_space = space
         model._restore(policy.spec, env)

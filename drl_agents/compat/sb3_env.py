@@ -31,6 +31,8 @@ class SB3VecEnv(VecEnv):
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.state_size,), np.float32)
         self.own_space = space = venv.action_space
         self.single_action_space = space
+        if isinstance(space, gymnasium.spaces.Discrete) and space.start != 0:
+            raise InputError(f"actions must be a Box or a Discrete from 0, not {space}")
         if isinstance(space, gymnasium.spaces.Box):
             if not np.isfinite([space.low, space.high]).all():
                 raise InputError(f"Box actions need finite bounds, not {space}")

@@ -12,7 +12,8 @@ Both differences are affine and folded into the first and the last layer:
     W1' = W1 / std,  b1' = b1 - mean W1'        W3' = W3 h,  b3' = b3 h + c,  log_std' = log_std + ln h
 
 with h = (high - low) / 2 and c = (high + low) / 2 of the action space. What is not affine is lost: the limit of +-10
-standard deviations on observations, and a mean in place of what is unknown (NaN).
+standard deviations on observations, and a mean in place of what is unknown (NaN). A policy that comes in is left
+without a normaliser (`PolicySpec.normalizer` "none"): its weights are of observations as they are.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import pickle
+import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,8 @@ from drl_agents.networks.normalizer import FixedNormalizer
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from environments.errors import InputError
 from environments.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 VERSION = "2.7.0"  # the oldest whose reader was tried
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -61,9 +67,16 @@ def export_sb3(
         the file, `.zip` added where the path has no suffix.
 
     Raises:
-        InputError: the policy is not a tanh or ReLU MLP with affine normalisation.
+        InputError: the policy is not a tanh or ReLU MLP with affine normalisation, or not one of actor and critic.
     """
     spec = policy.spec
+    if spec.distribution != "normal" or not spec.value:
+        raise InputError(
+            f"a policy of distribution {spec.distribution!r}, with {'a' if spec.value else 'no'} critic of states: "
+            "stable-baselines3's PPO has 'normal' and a critic; accepted are models of ppo and a2c"
+        )
+    if spec.per_asset:
+        raise InputError("a policy whose assets share weights (per_asset): only a plain mlp goes to stable-baselines3")
     if getattr(spec, "network", "mlp") != "mlp" or getattr(spec, "layer_norm", False):
         raise InputError(f"network {spec.network!r}: only a plain mlp is a policy of stable-baselines3")
     space = spec.action_space if action_space is None else action_space
@@ -134,15 +147,7 @@ def import_sb3(path: str | Path, action_space: gymnasium.Space | None = None) ->
         InputError: no such file, not such a file, or a policy other than an MLP of tanh or ReLU with equal layers for
             actor and critic.
     """
-    path = Path(path) if Path(path).exists() else Path(path).with_suffix(".zip")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
-            state = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a model of stable-baselines3 ({str(error).splitlines()[0]})") from error
+    path, data, state = _content(path)
     own = data.get("policy_kwargs", {})
     activation = _activation(path, str(own.get("activation_fn", "Tanh")))
     nets = {}
@@ -166,7 +171,8 @@ def import_sb3(path: str | Path, action_space: gymnasium.Space | None = None) ->
         half, middle = _half_and_middle(space)
         weight, bias = nets["actor"][-1]
         nets["actor"][-1] = weight / half, (bias - middle) / half
-    spec = PolicySpec(0, 1, size, "discrete" if log_std is None else "box", n_actions, hidden["actor"], activation)
+    action = "discrete" if log_std is None else "box"
+    spec = PolicySpec(0, 1, size, action, n_actions, hidden["actor"], activation, normalizer="none")
     policy = ActorCritic(spec, seeds=(0,))
     with torch.no_grad():
         for net, layers in nets.items():
@@ -175,6 +181,44 @@ def import_sb3(path: str | Path, action_space: gymnasium.Space | None = None) ->
         if log_std is not None:
             policy.log_std[0, 0] = log_std.double() - half.log()
     return policy, space
+
+
+def sb3_options(path: str | Path, given: Collection[str] = ()) -> dict[str, Any]:
+    """What the model was trained with, by the names of PPO's constructor, as far as it can be read without unpickling:
+    a schedule of the user's own cannot, and is told in the log unless it is `given`. Of A2C what the two share.
+
+    Raises:
+        InputError: see `import_sb3`.
+    """
+    path, data, _ = _content(path)
+    names = ["gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm"]
+    if "batch_size" in data:
+        names += ["n_steps", "batch_size", "n_epochs", "target_kl", "normalize_advantage", "seed"]
+    options = {name: data[name] for name in names if name in data and not isinstance(data[name], dict)}
+    for name in ("learning_rate", "clip_range") if "batch_size" in data else ("learning_rate",):
+        value = data.get(name)
+        if isinstance(value, dict):
+            constant = re.search(r"ConstantSchedule\(val=([-+.\de]+)\)", str(value.get("value_schedule")))
+            value = None if constant is None else float(constant[1])
+        if value is not None:
+            options[name] = value
+        elif name not in given:
+            logger.warning("%s: its %s is a schedule, which cannot be read: give it to load", path, name)
+    return options
+
+
+def _content(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """(the file, its JSON, the policy's weights)."""
+    path = Path(path) if Path(path).exists() else Path(path).with_suffix(".zip")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = json.loads(archive.read("data"))
+            state = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: not a model of stable-baselines3 ({str(error).splitlines()[0]})") from error
+    return path, data, state
 
 
 def _statistics(policy: ActorCritic, member: int) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@
 
 A changed, inserted, removed or reordered line breaks the chain at the line after it. Lines cut off at the end break no
 chain: who promotes writes the digest of its own line into the champion's pointer, see `registry`, and `verify` asks
-that the log still has it. A line that a crash cut short stays as it is; the next writer ends it and says so in a line
-of its own, which carries the digest of what is there.
+that the log still has it. Lines since the last promotion may be cut off unnoticed, and the newest line changed; who can
+write both log and pointers can write another history. A line that a crash cut short stays as it is; the next writer
+ends it and says so in a line of its own, which carries the digest of what is there.
 """
 
 from __future__ import annotations

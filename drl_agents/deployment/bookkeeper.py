@@ -17,7 +17,16 @@ from drl_agents.deployment.ledger import Ledger, Unreconciled
 from drl_agents.deployment.reconcile import late_arrivals
 from drl_agents.deployment.trading_record import TradingRecord
 from drl_agents.training.record import now
-from environments.live.broker import Accepted, Ambiguous, Broker, Order, OrderResult, Outcome, Rejected
+from environments.live.broker import (
+    Accepted,
+    Ambiguous,
+    Broker,
+    BrokerUnavailable,
+    Order,
+    OrderResult,
+    Outcome,
+    Rejected,
+)
 
 SECOND_LOOK = 0.2  # seconds: a venue may tell of an order before its books have it
 SETTLE_TRIES = 5  # readings of orders that were cancelled, until they have ended
@@ -98,6 +107,7 @@ class Bookkeeper:
         cash, positions = self.broker.cash(), self.broker.positions()
         self.waited += time.perf_counter() - asked
         price = price if self.broker.costs_in_price else None
+        before = self._snapshot()
         closed = self.ledger.settle(self._gained(told), mark, price, bars)
         if closed and not positions and any(self.ledger.positions.values()):
             self.ledger.force_closed(cash)
@@ -106,7 +116,11 @@ class Bookkeeper:
         except Unreconciled:
             if self.journal is None:
                 raise
-            told += self._second_look(timestamp, mark, price)
+            try:
+                told += self._second_look(timestamp, mark, price)
+            except BrokerUnavailable:
+                self._put_back(before)
+                raise
         return told, closed
 
     def compare(self, cash: float, positions: dict[str, float], mark: Tensor) -> None:
@@ -118,14 +132,21 @@ class Bookkeeper:
     def compare_between_bars(self, found: Sequence[OrderResult], mark: Tensor) -> None:
         """The same while a bar is open: `found` may have been filled already, and is booked when the bar closes, but
         with it the books must be equal."""
-        kept = {name: replace(known) for name, known in self.in_flight.items()}
-        books, fills = self.ledger.to_dict(), self.n_fills
+        before = self._snapshot()
         self.ledger.settle(self._gained(found), mark, None, 0)
         try:
             self.compare(self.broker.cash(), self.broker.positions(), mark)
         finally:
-            self.ledger.restore(books)
-            self.in_flight, self.n_fills = kept, fills
+            self._put_back(before)
+
+    def _snapshot(self) -> tuple[dict[str, InFlight], dict[str, Any], int]:
+        return {name: replace(known) for name, known in self.in_flight.items()}, self.ledger.to_dict(), self.n_fills
+
+    def _put_back(self, before: tuple[dict[str, InFlight], dict[str, Any], int]) -> None:
+        """Undo what was booked since; orders that were found meanwhile stay in flight."""
+        kept, books, self.n_fills = before
+        self.in_flight = {**self.in_flight, **kept}
+        self.ledger.restore(books)
 
     def _second_look(self, timestamp: int, mark: Tensor, price: np.ndarray | None) -> list[OrderResult]:
         """The books differ: is it an order that was taken for never sent, or a reading that has changed since?"""
@@ -137,8 +158,9 @@ class Bookkeeper:
             self.journal.event("late order", name, timestamp)
         time.sleep(SECOND_LOOK)
         told = self._results()
+        cash, positions = self.broker.cash(), self.broker.positions()
         self.ledger.settle(self._gained(told), mark, price, 0)
-        self.compare(self.broker.cash(), self.broker.positions(), mark)
+        self.compare(cash, positions, mark)
         return told
 
     def _results(self) -> list[OrderResult]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
+from drl_agents.deployment.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from drl_agents.deployment.gate import Evidence, GateLimits, Verdict, judge
 from drl_agents.deployment.health import keep_heldout
 from drl_agents.evaluation.backtest import backtest
@@ -18,6 +18,8 @@ from drl_agents.search.config import TrialConfig, derived_seed
 from drl_agents.search.objective import Workload, market_env, train_members
 from drl_agents.search.results import StudyStatistics, best_trial, study_statistics
 from drl_agents.search.study import Study, StudyPlace
+from drl_agents.training.trainer import TrainingDiverged
+from environments.errors import InputError
 from environments.market_env import MarketVecEnv
 
 Range = tuple[int, int]
@@ -26,7 +28,8 @@ Range = tuple[int, int]
 @dataclass(frozen=True)
 class Candidate:
     """A refitted configuration and its one judgement. late, late_holder: the model and equal weight with their orders
-    one bar later than the model was trained with."""
+    one bar later than the model was trained with. looks: models of the study that these bars judged, this one
+    included."""
 
     bundle: Bundle
     window: Range
@@ -38,6 +41,7 @@ class Candidate:
     statistics: StudyStatistics
     trial: int
     value: float
+    looks: int = 1
 
 
 def refit(
@@ -54,11 +58,17 @@ def refit(
     """Train the best configuration on all search bars with several seeds, then walk the held-out window once.
 
     The model that may be deployed is the first seed's: chosen before anything of the held-out bars was seen.
+
+    Raises:
+        InputError: no trial is complete, or the best one's training diverges on all search bars.
     """
     trial = best_trial(study)
     config = TrialConfig.from_dict(trial.user_attrs["config"])
     seeds = [derived_seed(seed, "refit", i) for i in range(n_seeds)]
-    agent, result = train_members(workload, config, [search_segments] * n_seeds, seeds)
+    try:
+        agent, result = train_members(workload, config, [search_segments] * n_seeds, seeds)
+    except TrainingDiverged as error:
+        raise InputError(f"trial {trial.number} diverges when refitted on all search bars: {error}") from error
     env = walking_env(workload, config, window, n_seeds)
     names = [f"seed {i}" for i in range(n_seeds)]
     facts = {
@@ -83,7 +93,7 @@ def refit(
     statistics = study_statistics(study, place)
     return Candidate(
         bundle, window, judged, late, hold_equal_weight(later), seed_results, baselines, statistics,
-        trial.number, trial.value,
+        trial.number, trial.value, holdout_looks(place.folder, bundle.manifest["files"][WEIGHTS]),
     )  # fmt: skip
 
 
@@ -121,6 +131,7 @@ def pass_gate(candidate: Candidate, champion: Bundle | None, workload: Workload,
             trial_sharpes=candidate.statistics.trial_sharpes,
             search_bars=candidate.statistics.n_bars,
             pbo=candidate.statistics.pbo.pbo,
+            looks=candidate.looks,
         ),
         limits,
     )
@@ -129,12 +140,31 @@ def pass_gate(candidate: Candidate, champion: Bundle | None, workload: Workload,
 def holdout_looks(folder: Path, fingerprint: str) -> int:
     """How many different models were judged on these held-out bars by this study, this one included.
 
-    Each look spends some of what makes the bars held out; the report says how many there were.
+    Each look spends some of what makes the bars held out: the gate asks the more of it.
     """
     path = folder / "holdout_looks.jsonl"
-    seen = {json.loads(line)["model"] for line in path.read_text().splitlines()} if path.exists() else set()
+    seen = {look["model"] for look in read_looks(path)}
     if fingerprint not in seen:
-        with path.open("a") as file:
-            file.write(json.dumps({"model": fingerprint}) + "\n")
+        add_look(path, {"model": fingerprint})
         seen.add(fingerprint)
     return len(seen)
+
+
+def read_looks(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of looks; one that a kill cut short is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def add_look(path: Path, look: Mapping[str, Any]) -> None:
+    """Add a line to a file of looks; one that a kill cut short is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    torn = before != b"" and not before.endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(look, allow_nan=False) + "\n")

@@ -93,7 +93,9 @@ class Evidence:
     same configuration trained with several seeds, the candidate's among them. holder, late_holder: equal weight, as
     late as candidate and `late`. champion: the model deployed now; None where there is none. trial_sharpes: per-bar
     (not annualised) out-of-sample Sharpe ratio of every trial of the study, NaN where undefined, each of search_bars
-    bars. pbo: of all trials of the study.
+    bars. pbo: of all trials of the study; None where nothing was searched. looks: models judged on these bars so far,
+    this one included: the bootstrap's p-value must be that many times smaller (Bonferroni; Dunn, "Multiple Comparisons
+    Among Means", JASA, 1961).
     """
 
     candidate: BacktestResult
@@ -104,7 +106,8 @@ class Evidence:
     champion: BacktestResult | None
     trial_sharpes: Sequence[float]
     search_bars: int
-    pbo: float
+    pbo: float | None
+    looks: int = 1
 
 
 def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
@@ -120,6 +123,11 @@ def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     rival, name = (evidence.holder, "equal weight") if champion is None else (champion, "the champion")
     paired = paired_sharpe_test(*_aligned(own, rival), year)
     deflated = deflated_sharpe(own.returns, evidence.trial_sharpes, evidence.search_bars)
+    overfitting = (
+        []
+        if evidence.pbo is None
+        else [Check("probability of back-test overfitting", evidence.pbo, "<=", limits.max_pbo, "probability")]
+    )
     checks = [
         Check("Sharpe ratio against holding equal weight", sharpe(own), ">", held, unit),
         Check("total return against holding cash", total_return(own.returns), ">", 0.0, "fraction"),
@@ -128,9 +136,10 @@ def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
               sharpe(evidence.late_holder), unit),
         Check(f"total return at decision lag {lag}", total_return(late.returns), ">", 0.0, "fraction"),
         Check("deflated Sharpe ratio", deflated, ">=", limits.min_deflated_sharpe, "probability"),
-        Check(f"paired bootstrap of the Sharpe ratio against {name}", paired.p_value, "<=", limits.max_p_value,
-              f"p-value of {paired.difference:+.3g} annualised"),
-        Check("probability of back-test overfitting", evidence.pbo, "<=", limits.max_pbo, "probability"),
+        Check(f"paired bootstrap of the Sharpe ratio against {name}", paired.p_value, "<=",
+              limits.max_p_value / evidence.looks,
+              f"p-value of {paired.difference:+.3g} annualised, look {evidence.looks} at these bars"),
+        *overfitting,
         Check("maximum drawdown", max_drawdown(own.equity), "<=", limits.max_drawdown, "fraction"),
         Check("trades", own.n_trades, ">=", limits.min_trades, "filled orders"),
     ]  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -16,8 +17,11 @@ from drl_agents.deployment.bundle import Bundle
 from drl_agents.deployment.health import Prediction, growth_of, heldout_returns, predict, unhealthy
 from drl_agents.deployment.registry import Registry, study_of
 from drl_agents.deployment.terms import Terms, Trader
+from drl_agents.deployment.trading_record import iso
 from environments.errors import InputError
 from environments.files import write_json
+from environments.live.broker import Bar
+from environments.timeframe import Timeframe
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +30,18 @@ KEPT_EVERY = 10  # bars between two writes of the count
 
 @dataclass
 class Watch:
-    """A health window, kept on disk: the model, what the account was worth when it took over, bars seen since."""
+    """A health window, kept on disk: the model, what the account was worth when it took over, bars seen since. newest:
+    the bar counted last, UTC nanoseconds; 0 where it is not known. account: see `_account`; [] where it is not known.
+    bars_done: of that account when the window began."""
 
     bundle: str
     equity: float
     since: str
     terms: dict[str, Any]
     seen: int = 0
+    newest: int = 0
+    account: list[Any] = field(default_factory=list)
+    bars_done: int = 0
 
 
 class HealthWindow:
@@ -44,22 +53,35 @@ class HealthWindow:
         self._watch: Watch | None = None
         self._writer: Thread | None = None
         self._predicted: tuple[str, Prediction | None] | None = None
+        self._stuck = ""
 
-    def begin(self, bundle: Bundle, equity: float, since: str, terms: Terms) -> None:
-        """Watch `bundle` from the bar `since` on, where the account is worth `equity`."""
+    def begin(self, bundle: Bundle, trader: Trader, bar: Bar, terms: Terms) -> None:
+        """Watch `bundle` from `bar` on, in the account of `trader`."""
         self._written()
-        self._watch = Watch(bundle.id, equity, since, asdict(terms))
+        self._watch = Watch(
+            bundle.id, trader.equity, iso(bar.timestamp), asdict(terms), newest=bar.timestamp,
+            account=_account(trader), bars_done=trader.bars_done,
+        )  # fmt: skip
+        self._predicted = None
         write_json(self.file, asdict(self._watch))
 
-    def look(self, trader: Trader, settled: bool) -> bool:
+    def look(self, trader: Trader, bar: Bar, settled: bool) -> bool:
         """Hold the trader's bar against the window of its model; True where it was rolled back.
+
+        A model that cannot be rolled back goes on, and challengers are tried beside it.
 
         settled: nothing stands in the way of another model now; else a failure waits for the next bar.
         """
         bundle, watch = trader.bundle, self._of(trader.bundle.id)
         if watch is None:
             return False
-        watch.seen += 1
+        if watch.account and (watch.account != _account(trader) or trader.bars_done < watch.bars_done):
+            # What this account is worth says nothing of what that one was.
+            logger.warning("another account: the health window of %s begins anew", bundle.id[:12])
+            self.begin(bundle, trader, bar, Terms(**watch.terms))
+            return False
+        before = watch.seen
+        watch.seen, watch.newest = before + _closed_since(watch, trader, bar), bar.timestamp
         terms, growth = Terms(**watch.terms), growth_of(trader.equity, watch.equity)
         reasons = unhealthy(self._prediction(bundle, terms), growth, watch.seen, terms.max_loss)
         facts = {"slot": self.slot, "bars": watch.seen, "log_return": growth, "since": watch.since}
@@ -67,7 +89,7 @@ class HealthWindow:
             if watch.seen >= terms.health_bars:
                 self.registry.record("healthy", bundle.id, study_of(bundle), [], facts)
                 self._end()
-            elif watch.seen % KEPT_EVERY == 0:
+            elif watch.seen // KEPT_EVERY > before // KEPT_EVERY:
                 self._keep(watch)
             return False
         if not settled:
@@ -76,7 +98,14 @@ class HealthWindow:
             if self.registry.champion_id(self.slot) != bundle.id:
                 self._end()  # another process changed the champion: that one is followed
                 return False
-            restored = self.registry.roll_back(self.slot, reasons, facts)
+            try:
+                restored = self.registry.roll_back(self.slot, reasons, facts)
+            except InputError as error:  # nothing whole to go back to
+                if str(error) != self._stuck:  # the same at every bar is told once
+                    logger.error("%s fails and cannot be rolled back: %s", bundle.id[:12], error)
+                    self.registry.record("not rolled back", bundle.id, study_of(bundle), [*reasons, str(error)], facts)
+                self._stuck = str(error)
+                return False
         logger.warning("%s rolled back to %s: %s", bundle.id[:12], restored.id[:12], "; ".join(reasons))
         trader.replace_model(restored, terms.positions if trader.state == "ACTIVE" else "inherit")
         self._end()
@@ -117,3 +146,17 @@ class HealthWindow:
                 prediction = None
             self._predicted = (bundle.id, prediction)
         return self._predicted[1]
+
+
+def _account(trader: Trader) -> list[Any]:
+    """Which account a trader trades: where its files are, and what it began with."""
+    return [str(Path(trader.folder).resolve()), trader.initial]
+
+
+def _closed_since(watch: Watch, trader: Trader, bar: Bar) -> int:
+    """How many bars closed since the one counted last, `bar` among them. Those the trader skipped, or was down for,
+    count: what it holds has moved in all of them."""
+    length = Timeframe.parse(trader.bundle.manifest["market"]["timeframe"]).nanoseconds
+    if not watch.newest or bar.timestamp - watch.newest <= length:
+        return 1
+    return 1 + sum(watch.newest < missed.timestamp < bar.timestamp for missed in trader.feed.history())

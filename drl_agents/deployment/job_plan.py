@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drl_agents.agents.registry import agent_config
 from drl_agents.deployment.gate import GateLimits
 from drl_agents.evaluation.splits import Fold, combinatorial_purged, split_holdout
 from drl_agents.networks.spec import PolicySpec
@@ -65,7 +66,8 @@ class JobSettings:
         """What trials do not draw: the environment's options, and the dimensions of the space that were given.
 
         Raises:
-            InputError: the agent's space has no such dimension, or the samples of a rollout cannot be shared out.
+            InputError: the agent's space has no such dimension, the samples of a rollout cannot be shared out, or
+            learning would start when the steps are spent.
         """
         names = {p.name for p in space_of(self.agent)}
         for flag, value, name in (
@@ -75,6 +77,11 @@ class JobSettings:
         ):
             if value is not None and name not in names:
                 raise InputError(f"{flag} is accepted with agents that have {name}: {self.agent} has none")
+        starts = getattr(agent_config(self.agent), "learning_starts", 0)
+        if self.timesteps < starts:
+            raise InputError(
+                f"--timesteps {self.timesteps}: {self.agent} acts at random for its first {starts} steps, give more"
+            )
         own: dict[str, Any] = {} if self.n_steps is None else {"horizon_len": self.n_steps}
         if self.network != PolicySpec.network:
             own["network"] = self.network
@@ -89,7 +96,36 @@ class JobSettings:
                     f"multiples of the {slot} environments on a clock, at least 2"
                 )
             own["num_minibatches"] = samples // self.batch_size
+        if "num_minibatches" in names:
+            own |= self._minibatches(own.get("num_minibatches"))
         return {**self.env_options, **own}
+
+    def _minibatches(self, given: int | None) -> dict[str, int]:
+        """A number of minibatches where the smallest rollout of the space cannot be shared out as the space would;
+        `given` is what --batch-size comes to.
+
+        A minibatch is made of whole sequences, one for each clock, where the network remembers; else of whole bars, and
+        of two where a bar is one sample.
+
+        Raises:
+            InputError: the rollout has not as many parts as --batch-size asks for.
+        """
+        space = {p.name: p.choices for p in space_of(self.agent)}
+        clocks = self.env_options.get("clock_groups") or self.n_envs
+        if self.network == "gru":
+            most, what = clocks, "sequences"
+        else:
+            bars = clocks * (self.n_steps or min(space.get("horizon_len", (1,))))
+            most, what = (bars if clocks < self.n_envs else bars // 2), "bars"
+        if given is not None:
+            if given > most:
+                raise InputError(
+                    f"--batch-size {self.batch_size} makes {given} minibatches: a rollout's {what} make {most} at most"
+                )
+            return {}
+        if max(space["num_minibatches"]) <= most:
+            return {}
+        return {"num_minibatches": max((n for n in space["num_minibatches"] if n <= most), default=1)}
 
 
 @dataclass(frozen=True)
@@ -105,8 +141,8 @@ class Plan:
 def plan_bars(market: Market, settings: JobSettings) -> Plan:
     """Divide the bars: the last for the judgement, the rest into CPCV folds, purged and embargoed.
 
-    Purged are as many bars as the longest lookback of the search space plus the decision lag: a training
-    observation reaches that far back, and its order that far ahead.
+    Purged are as many bars as the longest lookback, of the search space or as it was given, plus the decision lag: a
+    training observation reaches that far back, and its order that far ahead.
 
     Raises:
         InputError: too few bars for what is asked; says how many there are.
@@ -116,7 +152,7 @@ def plan_bars(market: Market, settings: JobSettings) -> Plan:
     segments = [(max(a, first), b) for a, b in market.segments() if b - max(a, first) >= 2]
     bars = sum(b - a for a, b in segments)
     holdout = settings.holdout_bars if settings.holdout_bars is not None else bars // 5
-    purge = MAX_LOOKBACK + int(settings.env_options.get("decision_lag", 1))
+    purge = max(MAX_LOOKBACK, _count(settings, "lookback")) + _count(settings, "decision_lag")
     search, held = split_holdout(segments, holdout, purge)
     count = math.comb(max(settings.n_splits, 0), max(settings.test_groups, 0))
     if count > MAX_FOLDS:
@@ -129,6 +165,14 @@ def plan_bars(market: Market, settings: JobSettings) -> Plan:
         search, settings.n_splits, settings.test_groups, purge, embargo, min_length=MIN_SEGMENT
     )
     return Plan((held[0][0], held[-1][1]), search, folds)
+
+
+def _count(settings: JobSettings, name: str) -> int:
+    """An option of the environment that is a number of bars, 1 where it is not given."""
+    value = settings.env_options.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        raise InputError(f"{name}={value}: accepted is a whole number of bars")
+    return int(value)
 
 
 def _names(settings: JobSettings) -> tuple[str, ...] | None:

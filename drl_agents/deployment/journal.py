@@ -15,6 +15,7 @@ learnt of it later is added. Fills are kept by (order, quantity filled so far): 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ from environments.errors import InputError
 from environments.live.broker import Order, OrderResult
 
 FILE, LOCK = "journal.sqlite", "journal.lock"
+REPLAY = "local"  # the venue whose journals are worth no more than their replay
 FORMAT = 1
 HELD, INTENDED, ACCEPTED, AMBIGUOUS = "held", "intended", "accepted", "ambiguous"
 REJECTED, NEVER_SENT, BLOCKED = "rejected", "never_sent", "blocked"
@@ -80,19 +82,25 @@ class Journal:
 
     Args:
         market: facts of the account's market; a journal of another market is refused.
-        fresh: begin a new journal; what was there is deleted.
+            Its "venue", where it has one, keeps a replay and an account apart.
+        fresh: begin a new journal; what was there is deleted, but for another venue's that is not a replay: nothing
+            else knows of that account's orders.
 
     Raises:
-        InputError: another process holds it, it is of another market, or it is damaged.
+        InputError: another process holds it, it is of another market or venue, or it is damaged.
     """
 
     def __init__(self, folder: str | Path, market: Mapping[str, Any], fresh: bool = False) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: no folder can be made there ({error.strerror})") from None
         self._lock: int | None = self._take(self.folder / LOCK)
         path = self.folder / FILE
         try:
             if fresh:
+                self._spare(path, market)
                 for name in (path, *(path.with_name(path.name + tail) for tail in ("-wal", "-shm"))):
                     name.unlink(missing_ok=True)
             self._open(path, market)
@@ -110,6 +118,20 @@ class Journal:
             raise InputError(f"{path.parent}: a trader of that name is running; stop it, or give --name") from None
         return descriptor
 
+    @staticmethod
+    def _spare(path: Path, market: Mapping[str, Any]) -> None:
+        """Refuse to delete the journal of another venue's account."""
+        if not path.exists():
+            return
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as old:
+                row = old.execute("SELECT value FROM facts WHERE key = 'market'").fetchone()
+        except sqlite3.DatabaseError:
+            return  # none that can be read
+        venue = None if row is None else json.loads(row[0]).get("venue")
+        if venue not in (None, REPLAY, market.get("venue")):
+            raise InputError(f"{path}: the journal of a trader on {venue}, which is not deleted; give another --name")
+
     def _open(self, path: Path, market: Mapping[str, Any]) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -122,9 +144,13 @@ class Journal:
         own = plain({"format": FORMAT, **market})
         if found is None:
             self.remember("market", own)
-        elif found != own:
-            differing = ", ".join(key for key in own if found.get(key) != own[key])
-            raise InputError(f"{path}: the journal of another market (its {differing} differs); give another --name")
+        elif differing := [key for key in own if key in found and found[key] != own[key]]:
+            raise InputError(
+                f"{path}: the journal of another market (its {', '.join(differing)} differs); give another --name, or "
+                "--fresh"
+            )
+        elif found != own:  # written before it was told of its venue
+            self.remember("market", own)
 
     # ------------------------------------------------------------------------------------------ writing
 

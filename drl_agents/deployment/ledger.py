@@ -14,7 +14,9 @@ from torch import Tensor
 
 from environments.live.broker import OrderResult, Slack
 from environments.margin import MarginTerms
-from environments.portfolio import Account, Fills, equity, open_account, settle
+from environments.portfolio import Account, Fills, equity, open_account, settle, with_sign
+
+OVERSPENT = 1e-6  # currency; what a sum of fills misses zero by is less
 
 
 class Unreconciled(RuntimeError):
@@ -31,7 +33,7 @@ class Ledger:
         self.symbols, self.margin = list(symbols), margin
         self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.account: Account = open_account(torch.tensor([cash], dtype=torch.float64), len(self.symbols))
-        self.fees = self._unsettled = 0.0
+        self.fees = self._unsettled = self._carried = 0.0
 
     def take_over(self, positions: Mapping[str, float], mark: Tensor) -> None:
         """Begin with what the account holds already, as if bought at the marks (1, A)."""
@@ -53,7 +55,6 @@ class Ledger:
         Returns:
             True where the account had too little left at the close, so that its positions are closed by force.
         """
-        self._unsettled = 0.0
         self._book([result for result in results if not result.forced], price, bars)
         closed = False
         if not self.margin.cash_account:
@@ -62,7 +63,7 @@ class Ledger:
             carry = self.margin.carry(self.account.cash, short)
             self.account = self.account._replace(cash=self.account.cash - carry)
             self.fees += float(carry)
-            self._unsettled += float(carry)
+            self._carried += float(carry)
             closed = bool(self.account.cash + value.sum(-1) < self.margin.requirement(value.sum(-1) + short, short))
         if forced := [result for result in results if result.forced]:
             self._book(forced, None, 0)
@@ -83,7 +84,14 @@ class Ledger:
             value[i] += worth
             fees[i] += costs
         fills = Fills(*torch.tensor([[traded], [value], [fees]], dtype=torch.float64))
-        self.account = settle(self.account, fills, self.margin, bars)
+        before = self.account
+        self.account = settle(before, fills, self.margin, bars)
+        if self.margin.cash_account:
+            # The environment never spends more than there is. A venue may: it fills at a price that nobody knew when
+            # the order was sent, and Alpaca's paper accounts may borrow.
+            cash = before.cash - (with_sign(fills.value, fills.traded) + fills.fees).sum(-1)
+            if float(cash) < -OVERSPENT:
+                self.account = self.account._replace(cash=cash)
         self.fees += float(fills.fees.sum())
         self._unsettled += float(fills.value.sum())
 
@@ -113,10 +121,13 @@ class Ledger:
             allowed = slack.units + slack.relative * abs(units) + unknown_fees / max(worth, 1e-12)
             if not abs(positions.get(symbol, 0.0) - units) <= allowed:
                 differing.append(symbol)
-        if differing or not abs(cash - self.cash) <= slack.cash + slack.relative * abs(cash) + unknown_fees:
+        # What is charged for a loan is the venue's to say, too: at another rate, later, or (of paper money) never.
+        allowed = slack.cash + slack.relative * abs(cash) + unknown_fees + self._carried * (slack.of_traded > 0)
+        if differing or not abs(cash - self.cash) <= allowed:
             raise Unreconciled(
                 f"the broker's books differ: cash {cash} against {self.cash}, positions {dict(positions)} against {own}"
             )
+        self._unsettled = self._carried = 0.0
         if slack.of_traded:
             self._adopt(cash, positions)
 
@@ -142,3 +153,4 @@ class Ledger:
         """Go on from `to_dict()`."""
         columns = {name: torch.tensor([books[name]], dtype=torch.float64) for name in Account._fields}
         self.account, self.fees = Account(**columns), float(books["fees"])
+        self._unsettled = self._carried = 0.0

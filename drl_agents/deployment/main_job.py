@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from drl_agents.deployment.bundle import WEIGHTS
 from drl_agents.deployment.candidate import (
     Candidate,
-    holdout_looks,
     pass_gate,
     refit,
     walking_env,
@@ -253,15 +251,17 @@ def paper_trade(candidate: Candidate, market: Market, folder: Path) -> tuple[Pap
     """Trade the held-out window through the local broker, deployed or not: the proof that live equals back-test.
 
     Returns:
-        the trader's result, and the largest relative difference of its equity to the back-test's.
+        the trader's result, and the largest relative difference of its equity to the back-test's. The trader trades on
+        where a back-test ends in ruin; they are compared until then.
     """
     env = candidate.bundle.env(market, candidate.window)
     broker = LocalBroker(env, int(env.bar[0]), candidate.window[1])
     paper = PaperTrader(candidate.bundle, broker, folder, folder.name).run()
     tested = candidate.result.equity
-    if paper.equity.size != tested.size:
+    ruined = tested[-1] <= env.ruin * env.initial_cash
+    if paper.equity.size < tested.size or (paper.equity.size > tested.size and not ruined):
         raise RuntimeError(f"the trader saw {paper.equity.size} closes, the back-test {tested.size}")
-    return paper, float(np.max(np.abs(paper.equity / tested - 1)))
+    return paper, float(np.max(np.abs(paper.equity[: tested.size] / tested - 1)))
 
 
 def report_facts(
@@ -303,7 +303,7 @@ def report_facts(
             {"seed": i, "sharpe": r.figures()["sharpe"], "total_return": r.figures()["total_return"]}
             for i, r in enumerate(candidate.seeds)
         ],
-        "holdout_looks": holdout_looks(place.folder, candidate.bundle.manifest["files"][WEIGHTS]),
+        "holdout_looks": candidate.looks,
         "model": {"bundle": candidate.bundle.id, "env": candidate.bundle.manifest["env"]},
         "versions": versions(),
     }

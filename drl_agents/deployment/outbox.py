@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from drl_agents.deployment.decider import Decider
 from drl_agents.deployment.journal import BLOCKED, HELD, NEVER_SENT, Journal
 from drl_agents.deployment.ledger import Ledger
+from drl_agents.deployment.reconcile import LookupBroker
 from environments.live.broker import Broker, Order
 from environments.live.risk import Blocked
 
@@ -23,6 +24,16 @@ def sendable(due: Sequence[Order], decider: Decider, broker: Broker, ledger: Led
         return abs(units + order.quantity * (1 if order.side == "buy" else -1)) - abs(units)
 
     return sorted(due, key=lambda order: growth(order) > 0) if len(due) > 1 else list(due)
+
+
+def used_before(broker: LookupBroker, orders: Sequence[Order]) -> list[Blocked]:
+    """Those of a new trader's first orders whose ids an earlier trader of the account used after the same bar: what
+    came of them is among the positions that were taken over already. One of which nothing was filled yet is shared."""
+    why = "an earlier trader of this account sent it after the same bar"
+    known = [(order, broker.lookup(order)) for order in orders]
+    return [
+        Blocked(order, why) for order, sent in known if sent is not None and (sent.ended or sent.filled_quantity > 0)
+    ]
 
 
 def write_down(

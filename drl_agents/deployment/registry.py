@@ -158,7 +158,8 @@ class Registry:
     def put_forward(
         self, bundle: Bundle, facts: Mapping[str, Any], terms: Mapping[str, Any] | None = None
     ) -> tuple[Path, bool]:
-        """Make a bundle that passed the gate champion, or, where a champion is being traded, its challenger.
+        """Make a bundle that passed the gate champion, or, where a champion is being traded, its challenger. A
+        challenger that waits gives way to either.
 
         terms: of the challenge, see `succession.Terms`; None for the defaults. Raises as `promote` does.
 
@@ -169,7 +170,23 @@ class Registry:
         if self.champion_file(slot).exists() and self.attended(slot):
             own = {} if terms is None else {"terms": dict(terms)}
             return self.challenge(bundle, {**facts, **own}), False
-        return self.promote(bundle, facts), True
+        place = self.promote(bundle, facts)
+        self._give_way(slot, bundle)
+        return place, True
+
+    def _give_way(self, slot: str, champion: Bundle) -> None:
+        """Take away a challenger that nobody tried: it was judged beside the champion before, not beside this one."""
+        if not self.challenger_file(slot).exists():
+            return
+        try:
+            waiting = self.challenger_id(slot)
+        except InputError as error:
+            logger.warning("%s", error)
+            waiting = None
+        if waiting != champion.id:
+            reasons = [f"{champion.id[:12]} became champion, beside which it was not judged"]
+            self.record("withdrawn", waiting, None, reasons, {"slot": slot})
+        self.withdraw(slot)
 
     def challenge(self, bundle: Bundle, facts: Mapping[str, Any]) -> Path:
         """Copy the bundle in and have it tried in the champion's shadow; one that waited already gives way.
@@ -253,11 +270,14 @@ class Registry:
     def _keep(self, bundle: Bundle) -> Path:
         """Copy the bundle in, unless it is there. Returns its place."""
         place = self.folder / "bundles" / bundle.id[:16]
-        if not _intact(place):
+        if not _intact(place, bundle.id):
             half = place.with_name(f".{place.name}.{os.getpid()}")
             shutil.rmtree(half, ignore_errors=True)
             shutil.copytree(bundle.folder, half)
-            load_bundle(half)  # what was copied is what will be loaded: verify it before anything points at it
+            # What was copied is what will be loaded: verify it before anything points at it.
+            if (copied := load_bundle(half)).id != bundle.id:
+                shutil.rmtree(half)
+                raise InputError(f"{bundle.folder}: holds {copied.id[:12]} now, no longer {bundle.id[:12]}")
             for name in half.iterdir():
                 with name.open("rb") as file:
                     os.fsync(file.fileno())
@@ -361,10 +381,9 @@ def _previous(file: Path, bundle: Bundle) -> dict[str, str] | None:
     return {"bundle": pointer["bundle"], "path": pointer["path"]}
 
 
-def _intact(folder: Path) -> bool:
-    """Is there a bundle that loads?"""
+def _intact(folder: Path, identity: str) -> bool:
+    """Is there a bundle of that id that loads?"""
     try:
-        load_bundle(folder)
+        return load_bundle(folder).id == identity
     except InputError:
         return False
-    return True

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from drl_agents.deployment.bundle import WEIGHTS
-from drl_agents.deployment.candidate import holdout_looks, refit
+from drl_agents.deployment.candidate import refit
 from drl_agents.deployment.gate import Verdict
 from drl_agents.deployment.job_plan import JobSettings, data_facts, plan_bars
 from drl_agents.deployment.main_job import judge_and_decide
@@ -95,7 +94,6 @@ def replace_best(
         study, place, workload, plan.search, plan.holdout,
         n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
     )  # fmt: skip
-    holdout_looks(place.folder, candidate.bundle.manifest["files"][WEIGHTS])
     bundle = candidate.bundle
     slot = slot_of(bundle.manifest["market"])
     if registry.champion_id(slot) == bundle.id:

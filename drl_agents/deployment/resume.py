@@ -43,7 +43,8 @@ def resume(trader: PaperTrader, row: BarRow, history: Sequence[Bar]) -> list[tup
             "it is of another replay; give another --name, or --fresh"
         )
     missed = [bar for bar in history if bar.timestamp > row.timestamp]
-    trader.see_history(history[: len(history) - len(missed)] or history[:1])
+    if known := history[: len(history) - len(missed)]:  # none where it was down for longer than history goes back
+        trader.see_history(known)
     _restore(trader, row)
     _note(trader, row, len(missed))
     found = resolve(trader.broker, trader.journal, newest.timestamp)
@@ -67,7 +68,8 @@ def resume(trader: PaperTrader, row: BarRow, history: Sequence[Bar]) -> list[tup
 def _restore(trader: PaperTrader, row: BarRow) -> None:
     trader.books.restore(row.books["ledger"], row.books["n_fills"])
     trader.risk.restore(row.books["risk"])
-    trader.decider.restore(row.books.get("memory"))
+    if row.books.get("memory_of", trader.bundle.id) == trader.bundle.id:  # another model's says nothing to this one
+        trader.decider.restore(row.books.get("memory"))
     for name in KEPT:
         setattr(trader, name, row.books[name])
     trader.flatten = bool(trader.journal.fact("flatten"))

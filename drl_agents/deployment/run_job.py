@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
+from drl_agents.deployment.candidate import add_look, read_looks
 from drl_agents.deployment.gate import Evidence, GateLimits, Verdict, judge
 from drl_agents.deployment.health import keep_heldout
 from drl_agents.deployment.registry import Registry, slot_of
@@ -38,6 +39,7 @@ from environments.plugin import build_env
 
 DAY = 86_400 * 10**9  # nanoseconds
 LOOKS = "holdout_looks.jsonl"
+WALK = 3  # bars of the shortest walk that has a Sharpe ratio: two returns
 SHARE = 5  # at most this part of the bars is held out where no number of days was asked for
 
 
@@ -51,7 +53,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of a run on its held-out days; late ones are None where they were not asked for."""
+    """What came of a run on its held-out days; late ones are None where they were not asked for. waits: it passed, and
+    runs in the champion's shadow first."""
 
     bundle: Bundle
     model: BacktestResult
@@ -61,15 +64,17 @@ class Judgement:
     posterior: ReportPaths | None
     verdict: Verdict | None
     deployed: Path | None
+    waits: bool = False
 
 
 def hold_out(market: Market, test_days: int | None, lookback: int, decision_lag: int) -> Split | None:
     """Keep the last `test_days` days with bars (UTC) from training, and the bars whose orders would fill in them.
 
-    test_days: None for 60, or fewer so that a fifth of the bars are the most; 0 for none.
+    test_days: None for 60, or fewer so that a fifth of the bars are the most, but 3 bars at least; 0 for none.
 
     Raises:
-        InputError: fewer than 0 days, or so many that nothing is left to train on; the message says how many there are.
+        InputError: fewer than 0 days, too few to walk, or so many that nothing is left to train on; the message says
+            how many there are.
     """
     if test_days is not None and test_days < 0:
         raise InputError(f"--test-days {test_days}: 0 or more are accepted")
@@ -81,11 +86,14 @@ def hold_out(market: Market, test_days: int | None, lookback: int, decision_lag:
     bars = np.concatenate([days[a:b] for a, b in segments])
     kept = np.unique(bars)
     if test_days is None:
-        enough = np.searchsorted(np.cumsum(np.unique(bars, return_counts=True)[1][::-1]), bars.size // SHARE, "right")
-        test_days = max(1, min(60, int(enough)))
+        newest = np.cumsum(np.unique(bars, return_counts=True)[1][::-1])  # bars of the last 1, 2, ... days
+        enough, least = np.searchsorted(newest, bars.size // SHARE, "right"), 1 + np.searchsorted(newest, WALK)
+        test_days = max(int(least), min(60, int(enough)))
     if test_days >= kept.size:
         raise InputError(f"--test-days {test_days}: the bars are of {kept.size} days, fewer than that are accepted")
     count = int((bars >= kept[-test_days]).sum())
+    if count < WALK:
+        raise InputError(f"--test-days {test_days}: {count} bars, and at least {WALK} are needed to judge a model")
     search, held = split_holdout(segments, count, lookback + decision_lag)
     return Split(tuple(search), (held[0][0], held[-1][1]))
 
@@ -134,10 +142,10 @@ def judge_run(
     score = _score(outcome, model)
     looks = note_look(logs / "runs" / LOOKS, market, split.window, bundle.id, model)
     verdict = deployed = None
+    waits, registry = False, Registry(logs)
     if deploy:
-        verdict, deployed = _deploy(
-            market, bundle, split, model, holding, looks, Registry(logs), limits or GateLimits()
-        )
+        verdict, deployed = _deploy(market, bundle, split, model, holding, looks, registry, limits or GateLimits())
+        waits = deployed is None and registry.challenger_id(slot_of(bundle.manifest["market"])) == bundle.id
     report = write_report(
         folder / "report",
         title=f"run {folder.name}: held-out days",
@@ -155,28 +163,23 @@ def judge_run(
         ),
         synthetic=market.synthetic,
     )
+    holding = holding.first(model.returns.size)  # a walk that ended in ruin has fewer bars
     paths = None
-    if not skip_posterior:
-        # A walk that ended in ruin has fewer bars than holding.
-        bars = model.returns.size
-        found = posterior(model, _first(holding, bars), seed=settings.seed)
+    if not skip_posterior and model.returns.size > 1:
+        found = posterior(model, holding, seed=settings.seed)
         paths = write_posterior(
             folder / "report", title=f"run {folder.name}: held-out days", found=found, synthetic=market.synthetic
         )
-    return Judgement(bundle, model, holding, score, report, paths, verdict, deployed)
+    return Judgement(bundle, model, holding, score, report, paths, verdict, deployed, waits)
 
 
 def note_look(path: Path, market: Market, window: tuple[int, int], bundle: str, result: BacktestResult) -> list[float]:
     """Note that a model was judged on these bars; the per-bar Sharpe ratios of all that were, NaN where undefined."""
     bars = f"{market.fingerprint}:{window[0]}-{window[1]}"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = {line["bundle"]: line["sharpe"] for line in lines if line["bars"] == bars}
+    found = {look["bundle"]: look["sharpe"] for look in read_looks(path) if look["bars"] == bars}
     if bundle not in found:
         found[bundle] = plain(sharpe_ratio(result.returns, 1.0))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            line = {"time": now(), "bars": bars, "bundle": bundle, "sharpe": found[bundle]}
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        add_look(path, {"time": now(), "bars": bars, "bundle": bundle, "sharpe": found[bundle]})
     return [math.nan if value is None else value for value in found.values()]
 
 
@@ -190,35 +193,51 @@ def _deploy(
     registry: Registry,
     limits: GateLimits,
 ) -> tuple[Verdict, Path | None]:
-    """The gate with what a single run can show: no search was made, so nothing was overfitted by choosing."""
+    """The gate with what a single run can show: no search was made, so nothing was overfitted by choosing.
+
+    Judged without the registry's lock, as in `main_job.judge_and_decide`: a trader must not wait for back-tests.
+    """
     late_env = bundle.env(market, split.window, decision_lag=model.decision_lag + 1)
-    with registry.exclusive():
-        champion = registry.champion(slot_of(bundle.manifest["market"]))
+    late, late_holder = backtest(late_env, bundle.decide, ["late"])[0], hold_equal_weight(late_env)
+    slot = slot_of(bundle.manifest["market"])
+    while True:
+        champion = registry.champion(slot)
         rival = None
         if champion is not None and champion.id != bundle.id:
             rival = backtest(champion.env(market, split.window), champion.decide, ["champion"])[0]
         evidence = Evidence(
             candidate=model,
-            late=backtest(late_env, bundle.decide, ["late"])[0],
+            late=late,
             seeds=[model],
             holder=holding,
-            late_holder=hold_equal_weight(late_env),
+            late_holder=late_holder,
             champion=rival,
             trial_sharpes=looks,
             search_bars=model.returns.size,
-            pbo=0.0,
+            pbo=None,
+            looks=len(looks),
         )
         verdict = judge(evidence, limits)
-        facts: dict[str, Any] = {"checks": verdict.to_dict()["checks"], "holdout_looks": len(looks)}
-        run = bundle.manifest["lineage"]["run"]
-        if not verdict.passed:
-            registry.refuse(bundle.id, run, verdict.reasons, facts)
-            return verdict, None
-        if champion is not None and champion.id == bundle.id:
-            return verdict, champion.folder
-        # Where the champion is being traded, the model runs in its shadow first.
-        place, champion_now = registry.put_forward(bundle, facts)
-        return verdict, place if champion_now else None
+        with registry.exclusive():
+            if registry.champion_id(slot) == (champion and champion.id):
+                return verdict, _decide(registry, bundle, verdict, champion, len(looks))
+
+
+def _decide(registry: Registry, bundle: Bundle, verdict: Verdict, champion: Bundle | None, n_looks: int) -> Path | None:
+    """Promote what passed, record what did not. Returns where the promoted bundle lies."""
+    facts: dict[str, Any] = {"checks": verdict.to_dict()["checks"], "holdout_looks": n_looks}
+    run = bundle.manifest["lineage"]["run"]
+    if not verdict.passed:
+        registry.refuse(bundle.id, run, verdict.reasons, facts)
+        return None
+    if champion is not None and champion.id == bundle.id:
+        return champion.folder
+    if registry.quarantined(bundle):
+        registry.refuse(bundle.id, run, ["it was rolled back before, and is in quarantine"], facts)
+        return None
+    # Where the champion is being traded, the model runs in its shadow first.
+    place, champion_now = registry.put_forward(bundle, facts)
+    return place if champion_now else None
 
 
 def _score(outcome: TrainOutcome, model: BacktestResult) -> Score:
@@ -246,14 +265,3 @@ def _first_figures(path: Path) -> dict[str, float]:
         if found.get("iteration") == 1:
             return {name: value[0] for name, value in found.items() if isinstance(value, list) and value[0] is not None}
     return {}
-
-
-def _first(result: BacktestResult, bars: int) -> BacktestResult:
-    """The first `bars` bars of a walk."""
-    if result.returns.size == bars:
-        return result
-    return BacktestResult(
-        result.name, result.symbols, result.timestamps[: bars + 1], result.equity[: bars + 1],
-        result.weights[: bars + 1], result.fees[:bars], result.traded[:bars], result.n_trades,
-        result.bars_per_year, result.decision_lag,
-    )  # fmt: skip

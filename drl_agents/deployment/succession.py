@@ -74,7 +74,7 @@ class Succession:
 
     def _act(self, trader: Trader, bar: Bar) -> None:
         settled = trader.reconciled and not trader.stale and trader.open_orders == 0
-        if self._health.look(trader, settled):
+        if self._health.look(trader, bar, settled):
             self._show_prediction(trader, bar)
             return
         safe = settled and trader.state == "ACTIVE"
@@ -112,8 +112,11 @@ class Succession:
                 self._advance(trader, bar)
             if self.shadow.bars >= self._terms.shadow_bars and safe:
                 self._conclude(trader, bar)
-        except InputError as error:  # damaged, of another market: it is the challenger's fault, and its end
-            self._refuse(None if self.shadow is None else self.shadow.bundle, [str(error)], {})
+        except (OSError, BrokerUnavailable):
+            raise
+        except Exception as error:  # damaged, of another market, a network of the user's own that raises: its end
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            self._refuse(None if self.shadow is None else self.shadow.bundle, [why], {})
 
     def _begin_shadow(self, trader: Trader, bar: Bar) -> None:
         self.shadow = None
@@ -122,7 +125,9 @@ class Succession:
         if own != self.slot:
             raise InputError(f"bundle {challenger.id[:12]} trades {own}, not {self.slot}")
         self._terms = Terms.of(read_pointer(self.registry.challenger_file(self.slot)))
-        self.shadow = Shadow(challenger, trader.feed.history(), trader.equity)
+        # As far as the trader is: a bar may have closed meanwhile, and comes next.
+        history = [one for one in trader.feed.history() if one.timestamp <= bar.timestamp]
+        self.shadow = Shadow(challenger, history, trader.equity)
         self._beside = [trader.equity]
         facts = {"slot": self.slot, "champion": trader.bundle.id, "terms": asdict(self._terms)}
         self.registry.record("shadow", challenger.id, study_of(challenger), [], {**facts, "bar": iso(bar.timestamp)})
@@ -153,14 +158,16 @@ class Succession:
             if self.registry.champion_id(self.slot) != trader.bundle.id:
                 return
             # The health window first: it counts for nothing until the pointer names its model.
-            self._health.begin(shadow.bundle, trader.equity, iso(bar.timestamp), terms)
+            self._health.begin(shadow.bundle, trader, bar, terms)
             self.registry.promote(shadow.bundle, {"slot": self.slot, "shadow": own, "terms": asdict(terms)})
             self.registry.withdraw(self.slot)
             champion = self.registry.champion(self.slot)
         self.shadow = None
         try:
             trader.replace_model(champion, terms.positions)
-        except InputError as error:  # the pointer must not name what the trader cannot run
+        except (OSError, BrokerUnavailable):  # it is followed at the next bar
+            raise
+        except Exception as error:  # the pointer must not name what the trader cannot run
             with self.registry.exclusive():
                 self.registry.roll_back(self.slot, [str(error)], {"slot": self.slot})
             raise
@@ -205,5 +212,9 @@ class Succession:
                 if json.loads(path.read_text(encoding="utf-8"))["model"] == bundle.id:
                     return  # written before a restart: it began then
             path.unlink()
-        prediction = predict(heldout_returns(bundle), max(SHOWN_BARS, terms.health_bars), terms.false_alarms)
+        try:
+            prediction = predict(heldout_returns(bundle), max(SHOWN_BARS, terms.health_bars), terms.false_alarms)
+        except InputError as error:
+            logger.warning("no prediction of %s is shown: %s", bundle.id[:12], error)
+            return
         write_json(path, prediction_facts(prediction, bundle, iso(bar.timestamp), trader.equity))

@@ -23,6 +23,8 @@ class Trader(Protocol):
     reconciled: bool
     equity: float
     open_orders: int
+    initial: float  # equity that its account began with
+    bars_done: int  # since then
 
     def replace_model(self, bundle: Bundle, positions: str) -> None: ...
 
@@ -34,7 +36,8 @@ class Terms:
     shadow_bars: bars in the champion's shadow. positions: "inherit" (the new model decides on what is held) or
     "flatten" (all is closed first). health_bars: bars after it took over in which it is rolled back if it fails.
     max_loss: fraction of the equity it began with, in its shadow and after it took over. false_alarms: share of
-    challengers that are what their held-out bars say and are refused, or rolled back, all the same.
+    challengers that are what their held-out bars say and fail all the same, in each of three: the shadow's lower bound,
+    its comparison with the champion, the health window's lower bound. All three together fail up to their sum.
     """
 
     shadow_bars: int = 100

@@ -25,7 +25,7 @@ from drl_agents.deployment.bundle import Bundle
 from drl_agents.deployment.decider import Decider
 from drl_agents.deployment.journal import NEVER_SENT, Journal
 from drl_agents.deployment.ledger import Ledger, Unreconciled
-from drl_agents.deployment.outbox import sendable, write_down
+from drl_agents.deployment.outbox import sendable, used_before, write_down
 from drl_agents.deployment.reconcile import tell_foreign
 from drl_agents.deployment.registry import slot_of
 from drl_agents.deployment.resume import CLOSED, KEPT, resume
@@ -209,9 +209,10 @@ class PaperTrader:
                     if self.record.due():
                         self.record.flush()
                         self.write_state()
-            except Unreconciled:
-                self._ended = HALTED
-                self.write_state()
+            except (Unreconciled, BrokerUnavailable, InputError):
+                if not math.isnan(self.initial):  # else nothing is known of the account yet
+                    self._ended = HALTED
+                    self.write_state()
                 raise
             if not self._ended and self.risk.state != HALTED:
                 self._ended = "FINISHED"
@@ -253,8 +254,8 @@ class PaperTrader:
             self.decide(bar, told)
         return [(bar.timestamp, value, self.ledger.cash)]
 
-    def decide(self, bar: Bar, told: Sequence[OrderResult] = ()) -> None:
-        """Assess, let the hook act, decide, and send."""
+    def decide(self, bar: Bar, told: Sequence[OrderResult] = (), begins: bool = False) -> None:
+        """Assess, let the hook act, decide, and send. begins: it is the first time with this account."""
         value = self.equity
         self._assess()
         if self.hook is not None:
@@ -273,6 +274,9 @@ class PaperTrader:
         allowed, blocked = self.risk.screen(
             due, self._now(), value, self.ledger.positions, self.decider.marks(), self._before
         )
+        if begins and self.journal is not None and (used := used_before(self.broker, allowed)):
+            blocked += used
+            allowed = [order for order in allowed if order not in [refused.order for refused in used]]
         self.n_orders += len(allowed)
         with self._on_disk():
             self._keep(bar, told, decided=True)
@@ -334,12 +338,14 @@ class PaperTrader:
         self.books.ledger = Ledger(self.symbols, self.decider.margin, cash)
         self.ledger.take_over(positions, self.view.mark)
         self.books.compare(cash, positions, self.view.mark)
+        if not self.equity > 0:
+            raise InputError(f"the account is worth {self.equity:g}: there is nothing to trade with")
         self.initial = self.peak = self.equity
         self.start_watch()
         if self.journal is not None:
             self.journal.remember("bundle", self.bundle.id)
             tell_foreign(self.broker, self.journal)
-        self.decide(bar)
+        self.decide(bar, begins=True)
         return [(bar.timestamp, self.initial, cash)]
 
     # ------------------------------------------------------------------------------- changing the model
@@ -393,7 +399,8 @@ class PaperTrader:
         for result in told:
             self.journal.result(result, bar.timestamp)
         books = {"ledger": self.ledger.to_dict(), "risk": self.risk.memory(), "n_fills": self.books.n_fills}
-        books |= {name: getattr(self, name) for name in KEPT} | {"memory": self.decider.memory()}
+        books |= {name: getattr(self, name) for name in KEPT}
+        books |= {"memory": self.decider.memory(), "memory_of": self.bundle.id}
         self.journal.bar(bar.timestamp, self.equity, self.ledger.cash, books, decided)
 
     def _wait(self) -> None:

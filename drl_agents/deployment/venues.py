@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from environments.features import MEMORY
 from environments.frictions import Frictions
 from environments.live.alpaca_broker import AlpacaBroker
 from environments.live.alpaca_history import BarHistory
+from environments.live.alpaca_session import paper_url
 from environments.live.alpaca_stream import BarStream
 from environments.live.feed import LiveFeed, ReplayFeed
 from environments.live.risk import RiskLimits
@@ -23,6 +25,8 @@ from environments.live.schedule import Schedule
 from environments.timeframe import Timeframe
 
 Keys = tuple[Secret, Secret]
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,9 +38,10 @@ def replaying(
 
     pause: seconds between bars. fresh: begin a new journal; else an interrupted one is gone on with.
     """
+    url = paper_url(url)
     broker, history = _wired(bundle, keys, url, lock_step=True, name="local", **broker_options)
     feed = ReplayFeed(history, url, _bars_needed(bundle), pause)
-    with _journal(bundle, folder, fresh) as journal:
+    with _journal(bundle, folder, fresh, broker.name) as journal:
         yield PaperTrader(
             bundle, broker, folder, name, feed=feed, journal=journal, limits=limits or RiskLimits(), hook=hook
         )
@@ -60,15 +65,21 @@ def paper_trading(
             f"bundle {bundle.id[:12]} fills at the close of the bar after its decision: live, an order fills when "
             "it is sent; train with fill_at=open"
         )
-    timeframe = Timeframe.parse(market["timeframe"])
+    url, timeframe = paper_url(url), Timeframe.parse(market["timeframe"])
     schedule = Schedule(market["asset_class"], timeframe)
     broker, history = _wired(bundle, keys, url, stock_feed=stock_feed)
+    if url is None and (others := [name for name in history.wire if "/" in name and not name.endswith("/USD")]):
+        logger.warning(
+            "%s: not paid for in dollars; an account that has dollars alone gets its orders refused (a model of "
+            "BTC/USD spends dollars)",
+            ", ".join(others),
+        )
     # The websocket sends minutes; longer bars are asked for when they have closed.
     stream = (
         BarStream(history.wire, market["asset_class"], keys, stock_feed) if timeframe.minutes == 1 and not url else None
     )
     feed = LiveFeed(history, schedule, _bars_needed(bundle), broker.now, None if stream is None else stream.get)
-    with _journal(bundle, folder, fresh) as journal:
+    with _journal(bundle, folder, fresh, broker.name) as journal:
         try:
             yield PaperTrader(
                 bundle, broker, folder, name, feed=feed, journal=journal, limits=limits or RiskLimits(), hook=hook,
@@ -104,9 +115,9 @@ def _bars_needed(bundle: Bundle) -> int:
 
 
 @contextmanager
-def _journal(bundle: Bundle, folder: str | Path, fresh: bool) -> Iterator[Journal]:
+def _journal(bundle: Bundle, folder: str | Path, fresh: bool, venue: str) -> Iterator[Journal]:
     market = bundle.manifest["market"]
-    facts = {name: market[name] for name in ("symbols", "timeframe", "asset_class")}
+    facts = {name: market[name] for name in ("symbols", "timeframe", "asset_class")} | {"venue": venue}
     journal = Journal(folder, facts, fresh)
     try:
         yield journal

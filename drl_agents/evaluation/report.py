@@ -56,9 +56,13 @@ def write_report(
     The JSON holds the figures of `model` and of each baseline, every one with its unit, undefined ones as
     null, and `facts` unchanged (what else the reader must know: data, seed, code version, costs). The picture
     shows growth of 1 against the baselines, drawdown, and the model's weights with cash. A market that is
-    `synthetic` is called SYNTHETIC in both. InputError when a baseline covers other bars than the model, two
-    results share a name, or `facts` is not JSON (a NaN is not: write None).
+    `synthetic` is called SYNTHETIC in both. A model's walk that ended in ruin is shorter than its baselines', which are
+    cut to its bars; the title says so. InputError when a baseline covers other bars than the model, two results share a
+    name, or `facts` is not JSON (a NaN is not: write None).
     """
+    if any(baseline.returns.size > model.returns.size for baseline in baselines):
+        title = f"{title}, ended in ruin after {model.returns.size} bars"
+        baselines = [baseline.first(model.returns.size) for baseline in baselines]
     _check_comparable(model, baselines)
     try:
         json.dumps(facts, allow_nan=False)

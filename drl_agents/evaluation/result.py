@@ -1,7 +1,9 @@
 """What a back-test leaves behind: the account after every bar, and every figure computed from it."""
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +66,13 @@ class BacktestResult:
         """Simple return of each bar (T,): equity_t / equity_{t-1} - 1; not finite once equity has been 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.equity[1:] / self.equity[:-1] - 1.0
+
+    def first(self, bars: int) -> BacktestResult:
+        """The first `bars` bars of the walk; all of it where it has no more. n_trades is the whole walk's."""
+        if bars >= self.returns.size:
+            return self
+        closes = {name: getattr(self, name)[: bars + 1] for name in ("timestamps", "equity", "weights")}
+        return replace(self, **closes, fees=self.fees[:bars], traded=self.traded[:bars])
 
     @property
     def cash_weight(self) -> NDArray[np.float64]:

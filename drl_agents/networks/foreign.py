@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from drl_agents.networks.distributions import distribution_for
-from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, RunningNormalizer
+from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, state_normalizer
 from drl_agents.networks.policy import ActorCritic, spread
 from drl_agents.networks.population import member_generators
 from drl_agents.networks.quantile import QuantileNormalizer
@@ -63,9 +63,11 @@ class ForeignPolicy(ActorCritic):
             if self.distribution.has_log_std
             else None
         )
-        kind = {"standard": FixedNormalizer, "quantile": QuantileNormalizer}[spec.normalizer]
+        kind = QuantileNormalizer if spec.normalizer == "quantile" else FixedNormalizer
         self.row_normalizer = kind(self.n_members, spec.row_size) if spec.row_size else None
-        self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
+        self.state_normalizer = (
+            None if spec.row_size else state_normalizer(spec.normalizer, self.n_members, spec.state_size)
+        )
         self._windows: MarketWindows | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
 

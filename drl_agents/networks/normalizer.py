@@ -54,6 +54,22 @@ class RunningNormalizer(FixedNormalizer):
         self.std.copy_(torch.where(std > 1e-4, std, 1.0))
 
 
+class PlainNormalizer(FixedNormalizer):
+    """x as it is, unknown (NaN) -> 0, without a limit; nothing is learned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(P, n, D) -> the same."""
+        return torch.where(x.isnan(), 0.0, x)
+
+    def update(self, x: Tensor) -> None:
+        """As `RunningNormalizer.update`; there is nothing to take in."""
+
+
+def state_normalizer(kind: str, n_members: int, size: int) -> FixedNormalizer:
+    """Of the `size` numbers observed outside a market; kind: `PolicySpec.normalizer`."""
+    return (PlainNormalizer if kind == "none" else RunningNormalizer)(n_members, size)
+
+
 class MarketWindows:
     """What the networks read of a market: rows (B, R) normalised by each member's statistics, once per bar.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drl_agents.networks.distributions import distribution_for
-from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, RunningNormalizer
+from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, state_normalizer
 from drl_agents.networks.population import MLP, affine, member_generators
 from drl_agents.networks.quantile import QuantileNormalizer
 from drl_agents.networks.spec import PolicySpec
@@ -52,12 +52,14 @@ class ActorCritic(nn.Module):
             if self.distribution.has_log_std
             else None
         )
-        kind = {"standard": FixedNormalizer, "quantile": QuantileNormalizer}[spec.normalizer]
+        kind = QuantileNormalizer if spec.normalizer == "quantile" else FixedNormalizer
         # One row of statistics serves as many assets as lie side by side.
         width = spec.row_size // spec.n_assets if spec.per_asset else spec.row_size
         self.row_normalizer = kind(self.n_members, width) if width else None
         # A market's account vector is of order one by construction; what else is observed is not.
-        self.state_normalizer = None if spec.row_size else RunningNormalizer(self.n_members, spec.state_size)
+        self.state_normalizer = (
+            None if spec.row_size else state_normalizer(spec.normalizer, self.n_members, spec.state_size)
+        )
         self._windows: MarketWindows | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
 

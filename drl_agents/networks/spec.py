@@ -74,7 +74,8 @@ class PolicySpec:
     row_size: R, market features per bar (0 outside a market). lookback: L. state_size: K.
     action: "box" or "discrete". action_size: components of a Box, choices of a Discrete.
     hidden, activation: of the MLP, or of the heads that actor and critic have behind another network.
-    normalizer: of the market's features, "standard" (mean and deviation) or "quantile" (normal scores).
+    normalizer: of the market's features, "standard" (mean and deviation) or "quantile" (normal scores). Outside a
+    market observations have their running mean and deviation, or with "none" are left as they are.
     layer_norm: the hidden layers' sums are normalised (Ba et al., 2016).
     network: "mlp", "gru", "transformer", "lightweight", or "package.module:Class", a module of the user's own.
     options: the network's own, see `GRUOptions` and `TransformerOptions`; of a user's module: what its constructor is
@@ -105,8 +106,9 @@ class PolicySpec:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden={self.hidden}: at least one layer of at least one unit")
-        if self.normalizer not in ("standard", "quantile"):
-            raise InputError(f"normalizer={self.normalizer!r}: accepted are standard, quantile")
+        kinds = ("standard", "quantile", *(() if self.row_size else ("none",)))
+        if self.normalizer not in kinds:
+            raise InputError(f"normalizer={self.normalizer!r}: accepted are {', '.join(kinds)}")
         if self.activation not in ("tanh", "relu"):
             raise InputError(f"activation={self.activation!r}: accepted are tanh, relu")
         if self.network not in OPTIONS and ":" not in self.network:
@@ -133,10 +135,10 @@ class PolicySpec:
         return asdict(kind(**self.options))
 
     def _check_per_asset(self) -> None:
-        if self.network != "mlp" or not self.value or self.distribution != "normal":
-            raise InputError(
-                f"per_asset: accepted with network='mlp' and agent ppo, not with {self.network!r} or others"
-            )
+        if self.network != "mlp":
+            raise InputError(f"per_asset: accepted with network='mlp', not with {self.network!r}")
+        if not self.value or self.distribution != "normal":
+            raise InputError("per_asset: accepted with agents such as ppo and a2c, not with sac, td3 or ddpg")
         if self.n_assets < 1 or self.row_size % self.n_assets or self.state_size != account_size(self.n_assets):
             raise InputError("per_asset: only the assets of a market can share weights, and there is no market")
         if self.action == "box" and self.action_size not in (self.n_assets, self.n_assets + 1):

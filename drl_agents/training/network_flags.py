@@ -39,7 +39,8 @@ class NetworkOptions:
     per_asset: bool = False
     """share weights over the assets: the policy then runs on any number of them"""
     normalizer: str = "standard"
-    """of market features: standard (mean and deviation) or quantile (normal scores)"""
+    """of market features: standard (mean and deviation) or quantile (normal scores); none: outside a market,
+    observations as they are"""
 
     def spec(self) -> dict[str, Any]:
         """The options as `PolicySpec.of` takes them.

@@ -224,7 +224,8 @@ def _sized(
     """The settings with every size in place: as given, as in the checkpoint, as planned, or by default."""
     if not hasattr(settings.agent, "num_minibatches") and (settings.memory.given or settings.batch_size is not None):
         raise InputError(
-            f"agent {settings.agent_name} learns from a replay: sizes of rollouts' minibatches are not its"
+            f"agent {settings.agent_name} does not divide its rollouts into minibatches: --batch-size and a memory "
+            "budget are accepted with agents that have num_minibatches"
         )
     if settings.batch_size is not None and settings.agent.num_minibatches != type(settings.agent).num_minibatches:
         raise InputError("--batch-size and --num-minibatches say the same: give one of them")

@@ -210,9 +210,10 @@ def continue_from(
 
 
 def check_facts(saved: dict[str, Any] | None, own: dict[str, Any] | None) -> None:
-    """Raises InputError naming the first fact in which a checkpoint's run differs from this one."""
+    """Raises InputError naming the first fact in which a checkpoint's run differs from this one; which agent it is goes
+    before that agent's hyper-parameters."""
     there, here = _flat(saved or {}), _flat(own or {})
-    for name in sorted(set(there) | set(here)):
+    for name in sorted(set(there) | set(here), key=lambda name: (name != "agent_name", name)):
         if there.get(name) != here.get(name):
             raise InputError(
                 f"checkpoint belongs to another run: {name} is {there.get(name)!r} there and {here.get(name)!r} here"

@@ -120,11 +120,12 @@ class AlpacaBroker:
 
     def _place(self, order: Order) -> Outcome:
         outcome: Outcome = NotSent("not tried")
+        unsure = False  # may an earlier sending have arrived? Then a refusal may be of the second one alone.
         for attempt in range(SENDS):
             outcome, wait = self._post(order)
             if isinstance(outcome, Accepted):
                 return outcome
-            if isinstance(outcome, Rejected) and outcome.code != NOT_UNIQUE:
+            if isinstance(outcome, Rejected) and outcome.code != NOT_UNIQUE and not unsure:
                 return outcome
             if isinstance(outcome, NotSent):
                 self._sleep(min(wait, 2.0))
@@ -137,6 +138,7 @@ class AlpacaBroker:
                 return Accepted(found.broker_id, found)
             if isinstance(outcome, Rejected):
                 return outcome
+            unsure = True
             # It may still be on its way; sent again under its id it cannot be taken twice.
             self._sleep(0.05 * 2**attempt)
         return outcome

@@ -91,8 +91,16 @@ class BarHistory:
     def _newest(self, symbol: str, count: int) -> list[tuple[int, Values]]:
         if count > PAGE_LIMIT:
             raise InputError(f"{count} bars of history: at most {PAGE_LIMIT} are asked for")
-        query = {"symbols": symbol, "start": EARLIEST, "sort": "desc", "limit": count}
-        return self._ask(query)[0].get(symbol, [])[::-1]
+        query = {"symbols": symbol, "start": EARLIEST, "sort": "desc"}
+        found: list[tuple[int, Values]] = []
+        token: str | None = None
+        while len(found) < count:
+            # A page may hold fewer than were asked for, and say that there are more.
+            page, token = self._ask({**query, "limit": count - len(found), "page_token": token})
+            found += page.get(symbol, [])
+            if token is None:
+                break
+        return found[::-1]
 
     def _ask(self, query: Mapping[str, Any]) -> tuple[dict[str, list[tuple[int, Values]]], str | None]:
         """One page: (stamp, open, high, low, close, volume) of each bar by symbol, and the token of the next page."""

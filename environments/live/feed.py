@@ -16,14 +16,17 @@ import numpy as np
 import pandas as pd
 import requests
 
-from environments.live.alpaca_history import BarHistory, Values, as_bar, parsed
+from environments.errors import InputError
+from environments.live.alpaca_history import PAGE_LIMIT, BarHistory, Values, as_bar, parsed
 from environments.live.alpaca_session import READ_TIMEOUT, Unreadable
 from environments.live.broker import Bar, BrokerUnavailable, NoBarYet
 from environments.live.schedule import Schedule
 
 GRACE = 20.0  # seconds after a close until a symbol without a bar is taken to have none
 POLL = 2.0  # seconds between looks over REST for what has not come
+NOT_FOUND = 404
 FIRST_POLL = 1.0  # seconds after a close: bars are made from the last trade on
+EXTENDED = 3  # times as many bars are asked for where the venue's day, 04:00 to 20:00, is longer than the session
 SECOND = 10**9
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ class ReplayFeed:
 
     def __init__(self, history: BarHistory, url: str, count: int, pause: float = 0.0) -> None:
         self._history, self._url, self._count, self._pause = history, url, count, pause
+        self._at: int | None = None  # the venue's bar, as far as we know
+        self._since = time.monotonic()
         self._session = requests.Session()
         self._session.trust_env = False
 
@@ -47,21 +52,39 @@ class ReplayFeed:
 
         Raises:
             BrokerUnavailable: the venue is gone, or its data stays behind its clock.
+            InputError: it is none that can be moved on.
         """
         for attempt in range(6):
-            now = pd.Timestamp(self._local("GET", "clock")["now"]).value
+            clock = self._local("GET", "clock")
+            now = pd.Timestamp(clock["now"]).value
             bars = self._history.last(self._count)
             if bars and bars[-1].timestamp + self._history.timeframe.nanoseconds == now:
+                self._at = clock["bar"] if self._at is None else self._at
                 return bars
             time.sleep(0.02 * 2**attempt)
         raise BrokerUnavailable("the venue's data stay behind its clock")
 
     def next_bar(self, timeout: float | None = None) -> Bar | None:
-        if self._pause:
-            time.sleep(self._pause)
+        """As `Feed.next_bar`.
+
+        Raises:
+            InputError: somebody else moves the venue on, so that bars were missed.
+        """
+        left = self._since + self._pause - time.monotonic()
+        if timeout is not None and left > timeout:
+            time.sleep(timeout)
+            raise NoBarYet
+        time.sleep(max(left, 0.0))
+        self._since = time.monotonic()
         bar = self._local("POST", "advance")["bar"]
         if bar is None:
             return None
+        if self._at is not None and bar["index"] != self._at + 1:
+            raise InputError(
+                f"the venue is at bar {bar['index']}, this trader at {self._at}: it moves by itself, or another trader "
+                "moves it; run scripts/local_alpaca.py without --speed, for one trader"
+            )
+        self._at = bar["index"]
         values = np.full((len(self._history.wire), 5), np.nan)
         for i, symbol in enumerate(self._history.wire):
             if symbol in bar["bars"]:
@@ -72,6 +95,10 @@ class ReplayFeed:
     def _local(self, method: str, path: str) -> dict[str, Any]:
         try:
             answer = self._session.request(method, f"{self._url}/local/v1/{path}", timeout=READ_TIMEOUT)
+            if answer.status_code == NOT_FOUND:
+                raise InputError(
+                    f"{self._url} is no venue of scripts/local_alpaca.py, which moves on when it is told to"
+                )
             answer.raise_for_status()
             return answer.json()
         except requests.exceptions.RequestException as error:
@@ -151,8 +178,10 @@ class LiveFeed:
 
     def history(self) -> list[Bar]:
         """Bars that have closed; one that is still open is left out."""
-        now = self._now()
-        bars = [bar for bar in self._history.last(self._count) if self._schedule.closes(bar.timestamp) <= now]
+        now, schedule = self._now(), self._schedule
+        asked = min(PAGE_LIMIT, EXTENDED * self._count) if schedule.intraday else self._count
+        bars = [bar for bar in self._history.last(asked) if schedule.holds(bar.timestamp)]
+        bars = [bar for bar in bars if schedule.closes(bar.timestamp) <= now][-self._count :]
         if bars:
             last = bars[-1].timestamp
             if self._assembler is None:

@@ -28,6 +28,19 @@ class Schedule:
         if self.stock and self.length != DAY and HALF_HOUR % self.length:
             raise InputError(f"timeframe {timeframe}: live stocks are traded on bars of 1d, 30m or what divides 30m")
 
+    @property
+    def intraday(self) -> bool:
+        """Are these parts of an exchange's sessions? The venue then has bars before and after them, too."""
+        return self.stock and self.length != DAY
+
+    def holds(self, stamp: int) -> bool:
+        """Does the bar of `stamp` open in a session? Others, of the hours before and after, are not traded on."""
+        if not self.intraday:
+            return True
+        sessions = self._sessions(stamp)
+        place = int(np.searchsorted(sessions.closes, stamp, side="right"))
+        return place < sessions.opens.size and int(sessions.opens[place]) <= stamp
+
     def after(self, stamp: int) -> int:
         """The bar that follows the bar of `stamp`."""
         if not self.stock:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from drl_agents.agents.ppo import AgentPPO
+from drl_agents.agents.registry import build_agent
 from drl_agents.compat.sb3 import PPO
 from drl_agents.compat.sb3_zip import export_sb3, import_sb3
 from drl_agents.networks.policy import ActorCritic, PolicySpec
@@ -32,6 +33,7 @@ import stable_baselines3
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("Pendulum-v1", "CartPole-v1")
@@ -95,6 +97,57 @@ def test_its_models_come_in_without_unpickling(tmp_path, name, monkeypatch):
     )
     model.set_env(env)
     assert model.learn(256).num_timesteps >= 256
+
+
+def test_its_models_go_on_learning_as_they_were(tmp_path, caplog):
+    """The weights are of observations as they are, however large: no normaliser moves in front of them."""
+    env = make_vec_env("Pendulum-v1", n_envs=2, seed=0)
+    options = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "gamma": 0.9, "clip_range": 0.1, "target_kl": 0.05}
+    theirs = stable_baselines3.PPO("MlpPolicy", env, learning_rate=lambda remaining: 1e-3 * remaining, **options)
+    theirs.learn(256).save(tmp_path / "theirs")
+    model = PPO.load(tmp_path / "theirs", env)
+    assert {name: getattr(model, name) for name in options} == options
+    assert "its learning_rate is a schedule" in caplog.text and caplog.text.count("schedule") == 1
+    caplog.clear()
+    model = PPO.load(tmp_path / "theirs", env, learning_rate=0.0)
+    assert not caplog.text
+    x = 100 * seen("Pendulum-v1")
+    expected = theirs.predict(x, deterministic=True)[0]
+    np.testing.assert_allclose(model.predict(x, deterministic=True)[0], expected, rtol=0, atol=1e-5)
+    model.learn(256)  # nothing is learned at this rate
+    np.testing.assert_allclose(model.predict(x, deterministic=True)[0], expected, rtol=0, atol=1e-5)
+    model.save(tmp_path / "ours")
+    again = PPO.load(tmp_path / "ours")
+    np.testing.assert_allclose(again.predict(x, deterministic=True)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_seed_reaches_its_environments():
+    means = []
+    for seed in (7, 7, 8):
+        env = DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")])
+        model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=seed).learn(16)
+        means.append(model.policy.state_normalizer.mean.tolist())
+    assert means[0] == means[1] != means[2]
+
+
+class FromFive(gymnasium.Env):
+    """Its choices are 5, 6 and 7."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(3, start=5)
+
+
+def test_choices_that_do_not_begin_at_zero_are_refused():
+    with pytest.raises(InputError, match="a Discrete from 0, not Discrete\\(3, start=5\\)"):
+        PPO("MlpPolicy", DummyVecEnv([FromFive]))
+
+
+def test_what_its_ppo_has_no_place_for_stays_here(tmp_path):
+    spec = PolicySpec(0, 1, 3, "box", 1, (8,))
+    sac = build_agent("sac", spec)
+    with pytest.raises(InputError, match="distribution 'squashed', with no critic of states"):
+        export_sb3(tmp_path / "sac", sac.policy)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_market_policy_goes_out(tmp_path):

@@ -101,6 +101,7 @@ OPTIMIZE = {
     "no number": (["--n-trials", "many"], ("--n-trials", "many")),
     "limit out of range": (["--max-pbo", "2"], ("max_pbo", "0 to 1")),
     "n_envs 0": ([*MARKET, "--n-envs", "0"], ("--n-envs 0", "at least 1")),
+    "folds_per_batch -1": ([*MARKET, "--folds-per-batch", "-1"], ("--folds-per-batch -1", "at least 1")),
     "n_trials 0": ([*MARKET, "--n-trials", "0"], ("--n-trials 0", "at least 1")),
     "unknown symbol": (["--symbols", "NOPE"], ("NOPE", "AAPL")),
     "unknown synthetic symbol": ([*MARKET, "--symbols", "BTC"], ("BTC", "SYN0")),

@@ -12,18 +12,23 @@ import torch
 from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
 from drl_agents.deployment.decider import Decider
 from drl_agents.deployment.trader import PaperTrader
+from drl_agents.deployment.venues import replaying
 from drl_agents.evaluation.backtest import backtest
 from drl_agents.networks.build import build_policy
 from drl_agents.networks.spec import PolicySpec
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
+from environments.data.credentials import Secret
+from environments.live.alpaca_local.server import LocalAlpaca
 from environments.live.local import LocalBroker
 from environments.market import Market
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+KEYS = (Secret("local"), Secret("local"))
 KINDS = {
     "mlp": {"layer_norm": True},
     "gru": {"network": "gru", "hidden_dim": 16},
+    "large gru": {"network": "gru", "hidden_dim": 32},
     "transformer": {"network": "transformer", "d_model": 16, "num_layers": 2, "n_heads": 2},
     "lightweight": {"network": "lightweight", "d_model": 16, "n_heads": 2, "positions": "sinusoidal"},
     "per asset": {"per_asset": True},
@@ -56,7 +61,7 @@ def bundle_for(market: Market, folder: Path, kind: str, **options) -> Bundle:
     return bundle
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "large gru"])
 def test_live_equals_backtest(market, tmp_path, kind):
     bundle = bundle_for(market, tmp_path, kind, lookback=4, decision_lag=2 if kind == "gru" else 1)
     window = (100, market.n_bars)
@@ -79,6 +84,17 @@ def test_a_trader_that_goes_on_remembers_what_the_one_before_did(market, tmp_pat
     second.restore(json.loads(json.dumps(first.memory())))
     assert torch.equal(first.player(x[2]), second.player(x[2]))
     assert not torch.equal(first.player(x[2]), Decider(bundle).player(x[2]))
+
+
+def test_another_model_does_not_take_over_what_the_one_before_remembers(market, tmp_path):
+    """The champion was changed while the trader was down."""
+    first = bundle_for(market, tmp_path / "first", "gru")
+    second = bundle_for(market, tmp_path / "second", "large gru")
+    with LocalAlpaca(first.env(market, (100, 120)), 100, 120) as venue:
+        for bundle, last in ((first, 105), (second, 110), (second, 115)):
+            with replaying(bundle, venue.url, KEYS, tmp_path / "t", "t") as trader:
+                trader.run(stop=lambda last=last: venue.bar >= last)
+            assert len(trader.decider.memory()) == bundle.policy.memory_size and trader.reconciled
 
 
 def test_what_it_remembers_changes_what_it_does(market, tmp_path):

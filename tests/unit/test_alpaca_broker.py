@@ -223,3 +223,19 @@ def test_refused_keys_are_told_in_one_line_and_never_shown(venue, caplog):
     made(venue).submit([buy("a")])
     for secret in (*KEYS, *wrong):
         assert secret.reveal() not in caplog.text + str(raised.value)
+
+
+def test_a_refusal_of_the_second_sending_is_not_believed(venue, monkeypatch):
+    """The first was cut off and is on its way still; what it reserves is what the second is refused for."""
+    broker, post, asked = made(venue), AlpacaBroker._post, []
+
+    def slow(self, order):
+        asked.append(order)
+        if len(asked) == 1:
+            return Ambiguous("cut off"), 0.0
+        post(self, order)
+        return Rejected(40310000, "insufficient balance for USD"), 0.0
+
+    monkeypatch.setattr(AlpacaBroker, "_post", slow)
+    (outcome,) = broker.submit([buy("a")])
+    assert isinstance(outcome, Accepted) and outcome.broker_id == venue.orders[0]["id"] and len(asked) == 2

@@ -311,3 +311,15 @@ def test_ports(env, venue):
         assert requests.get(other.url + "/v2/account", auth=("mine", "own")).status_code == 200
     with pytest.raises(requests.ConnectionError):
         get(other, "/v2/account")
+
+
+def test_nonsense_does_not_end_a_websocket(venue):
+    with connect(venue.stream_url + DATA) as opened:
+        opened.recv()
+        opened.send(json.dumps({"action": "auth", "key": "\u00e9", "secret": "local"}))
+        assert json.loads(opened.recv())[0]["code"] == 402
+        opened.send(json.dumps({"action": "auth", "key": "local", "secret": "local"}))
+        assert json.loads(opened.recv())[0]["msg"] == "authenticated"
+        opened.send(json.dumps({"action": "subscribe", "bars": 5, "trades": [["x"], "BTC/USD"]}))
+        told = json.loads(opened.recv())[0]
+        assert (told["bars"], told["trades"]) == ([], ["BTC/USD"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -83,6 +84,27 @@ def test_paths_of_independent_returns_are_a_random_walk():
         spread = logs.std() * math.sqrt(h)
         assert paths[:, h - 1].mean() == pytest.approx(h * logs.mean(), abs=5 * spread / math.sqrt(999))
         assert paths[:, h - 1].std() == pytest.approx(spread, rel=0.1)
+
+
+def test_paths_keep_the_dependence_of_the_returns():
+    """A first-order autoregression of 0.8: sums of 50 bars spread sqrt((1 + 0.8) / (1 - 0.8)) = 3 times as far as those
+    of independent ones, a little less over so few bars and in blocks that end."""
+    rng, logs = np.random.default_rng(11), np.zeros(20_000)
+    noise = rng.normal(0.0, 0.001, logs.size)
+    for t in range(1, logs.size):
+        logs[t] = 0.8 * logs[t - 1] + noise[t]
+    paths = growth_paths(np.expm1(logs), 50)
+    own = logs[: logs.size // 50 * 50].reshape(-1, 50).sum(1).std()
+    assert own == pytest.approx(2.8 * logs.std() * math.sqrt(50), rel=0.1)
+    assert paths[:, -1].std() == pytest.approx(own, rel=0.15)
+
+
+def test_a_long_sample_costs_no_more_than_a_short_one():
+    """A trader waits for the paths at a bar boundary."""
+    block_length(draws(1))  # loads arch
+    began = time.process_time()
+    growth_paths(draws(12, bars=100_000), 100)
+    assert time.process_time() - began < 2.0
 
 
 def test_a_horizon_longer_than_the_sample():

@@ -23,7 +23,7 @@ from drl_agents.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from drl_agents.training.trainer import Budget, train
+from drl_agents.training.trainer import Budget, check_facts, train
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
 from environments.errors import InputError
@@ -206,6 +206,11 @@ def test_facts_that_could_not_be_read_back_are_refused_at_once(market, tmp_path)
     with pytest.raises(TypeError):
         train(agent, env, Budget(iterations=1), checkpoint=tmp_path / "c.pt", facts={"path": Path("x")})
     assert not (tmp_path / "c.pt").exists()
+
+
+def test_another_agent_is_named_before_its_hyper_parameters():
+    there, here = {"agent": {"alpha": 0.2}, "agent_name": "sac"}, {"agent": {"clip_coef": 0.2}, "agent_name": "ppo"}
+    refused(lambda: check_facts(there, here), "agent_name is 'sac' there and 'ppo' here")
 
 
 def test_the_first_difference_is_named_inside_nested_facts(market, tmp_path):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import queue
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from msgpack import Timestamp
 
+from environments.alpaca_env import VectorizedCryptoEnvAlpaca
+from environments.data.credentials import Secret
 from environments.errors import InputError
-from environments.live.alpaca_history import as_bar, parsed
+from environments.live.alpaca_history import BarHistory, as_bar, parsed
+from environments.live.alpaca_local.server import LocalAlpaca
 from environments.live.alpaca_session import Unreadable
 from environments.live.broker import BrokerUnavailable, NoBarYet
-from environments.live.feed import FIRST_POLL, GRACE, SECOND, Assembler, LiveFeed, streamed
+from environments.live.feed import FIRST_POLL, GRACE, SECOND, Assembler, LiveFeed, ReplayFeed, streamed
 from environments.live.schedule import Schedule
 from environments.timeframe import Timeframe
 
@@ -227,3 +231,66 @@ def test_messages_of_the_websocket():
         assert streamed(bad) is None
     with pytest.raises(Unreadable):
         parsed([{"t": "2024-01-01T00:00:00Z", "o": 1, "h": 1, "l": 1, "c": 1}])
+
+
+class Extended:
+    """Half hours from 04:00 to 20:00 of a Tuesday and a Wednesday, as the venue has them."""
+
+    wire = ("A",)
+
+    def __init__(self) -> None:
+        days = (
+            pd.date_range(f"2024-11-{day} 04:00", periods=32, freq="30min", tz="America/New_York") for day in (26, 27)
+        )
+        self.stamps = [moment.value for day in days for moment in day]
+
+    def last(self, count: int):
+        return [as_bar(own, np.ones((1, 5))) for own in self.stamps[-count:]]
+
+
+def test_bars_before_and_after_the_session_are_no_history():
+    """Training drops them; the session has thirteen half hours, and the venue told of thirty-two a day."""
+    feed = LiveFeed(Extended(), Schedule("stock", Timeframe(30)), 20, lambda: stamp("2024-11-27 21:00"))
+    stamps = [bar.timestamp for bar in feed.history()]
+    assert len(stamps) == 20
+    assert (stamps[0], stamps[6], stamps[7], stamps[-1]) == tuple(
+        stamp(f"2024-11-{text}") for text in ("26 12:30", "26 15:30", "27 09:30", "27 15:30")
+    )
+
+
+@pytest.fixture(scope="module")
+def replayed(make_market, random_bars):
+    env = VectorizedCryptoEnvAlpaca(make_market({"BTCUSDT": random_bars(1, 80, price=100.0)}), 1)
+    with LocalAlpaca(env, 50, 80) as venue:
+        yield venue
+
+
+def test_a_replay_that_somebody_else_moves_on(replayed):
+    keys = (Secret("local"), Secret("local"))
+    feed = ReplayFeed(BarHistory(["BTCUSDT"], "crypto", Timeframe(60), keys, replayed.url), replayed.url, 20)
+    newest = feed.history()[-1].timestamp
+    assert feed.next_bar().timestamp == newest + 60 * MINUTE
+    replayed.advance()
+    with pytest.raises(InputError, match="moves by itself, or another trader"):
+        feed.next_bar()
+
+
+def test_a_slow_replay_can_be_interrupted(replayed):
+    """Between its bars the trader is asked whether to go on."""
+    keys = (Secret("local"), Secret("local"))
+    feed = ReplayFeed(BarHistory(["BTCUSDT"], "crypto", Timeframe(60), keys, replayed.url), replayed.url, 20, 0.3)
+    feed.history()
+    with pytest.raises(NoBarYet):
+        feed.next_bar(0.05)
+    begun = time.monotonic()
+    feed.next_bar(), feed.next_bar()
+    assert time.monotonic() - begun > 0.4
+
+
+def test_history_of_many_pages(replayed, monkeypatch):
+    """A page may hold fewer bars than were asked for."""
+    keys = (Secret("local"), Secret("local"))
+    history = BarHistory(["BTCUSDT"], "crypto", Timeframe(60), keys, replayed.url)
+    whole, ask = history.last(30), history._ask
+    monkeypatch.setattr(history, "_ask", lambda query: ask({**query, "limit": min(query.get("limit", 99), 7)}))
+    assert [bar.timestamp for bar in history.last(30)] == [bar.timestamp for bar in whole] and len(whole) == 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,6 +256,22 @@ def test_reasons_hold_the_numbers_and_the_unit():
     assert told["checks"][-1] == {
         "name": "trades", "value": 7, "rule": ">=", "limit": 20, "unit": "filled orders", "passed": False,
     }  # fmt: skip
+
+
+def test_every_look_at_the_same_bars_asks_for_more():
+    """Dunn's rule: a p-value must be as many times smaller as models were judged on these bars."""
+    evidence = Evidence(GOOD, LATE_GOOD, [GOOD], WEAK, WEAK, None, TRIALS, 1000, 0.1)
+    name = "paired bootstrap of the Sharpe ratio against equal weight"
+    limits = [
+        next(c for c in judge(replace(evidence, looks=looks), LIMITS).checks if c.name == name).limit
+        for looks in (1, 5)
+    ]
+    assert limits == [0.05, pytest.approx(0.01)]
+
+
+def test_without_a_search_nothing_is_said_of_overfitting_by_it():
+    evidence = Evidence(GOOD, LATE_GOOD, [GOOD], WEAK, WEAK, None, TRIALS, 1000, None)
+    assert PBO not in [check.name for check in judge(evidence, LIMITS).checks]
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,20 @@ def test_facts_and_events(journal):
     assert later.fact("bundle") == "def"
     assert later._db.execute("SELECT kind, detail, bar FROM events").fetchall() == [("model", "abc -> def", 100)]
     later.close()
+
+
+def test_a_replay_and_an_account_have_journals_of_their_own(tmp_path):
+    account, replay = MARKET | {"venue": "alpaca-paper"}, MARKET | {"venue": "local"}
+    Journal(tmp_path, account).close()
+    with pytest.raises(InputError, match="its venue differs"):
+        Journal(tmp_path, replay)
+    with pytest.raises(InputError, match="of a trader on alpaca-paper, which is not deleted"):
+        Journal(tmp_path, replay, fresh=True)
+    Journal(tmp_path, account).close()
+    Journal(tmp_path, account, fresh=True).close()  # the account's own may be begun anew
+    Journal(tmp_path / "b", replay).close()
+    Journal(tmp_path / "b", account, fresh=True).close()  # a replay is worth no more than its bars
+    Journal(tmp_path / "c", MARKET).close()
+    Journal(tmp_path / "c", account).close()  # written before there was a venue in it
+    with pytest.raises(InputError, match="its venue differs"):
+        Journal(tmp_path / "c", replay)

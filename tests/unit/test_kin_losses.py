@@ -72,6 +72,20 @@ def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
         to.data = (1 - tau) * to.data + tau * own.data
 
 
+@pytest.mark.parametrize(("agent", "config"), [(AgentSAC, SACConfig()), (AgentTD3, TD3Config())])
+def test_errors_of_two_critics_do_not_cancel(agent, config):
+    """One says 1 and the other -1 of what is worth 0: the transition is drawn again by an error of 1."""
+    made = agent(spec(), config, SEEDS)
+    last = made.critic.net.layers[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[0::2], last.bias[1::2] = 1.0, -1.0
+    nothing = torch.zeros(2, N)
+    batch = batches()[0]._replace(reward=nothing, discount=nothing)
+    figures = made.learn(batch, None, None, torch.zeros(2, N, made.noise_size), False)
+    assert_close(figures["error"], torch.ones(2, N))
+
+
 # ------------------------------------------------------------------------------------------------------- SAC
 
 
@@ -98,7 +112,7 @@ def test_sac_step(member):
         errors = [c(torch.cat([state, action], 1))[:, 0] - goal for c in critics]
         loss = sum((drawn.weight[member] * e.square()).mean() for e in errors)
         assert_close(figures["qf_loss"][member], loss.detach(), **EXACT)
-        assert_close(figures["error"][member], (errors[0] + errors[1]).detach() / 2, rtol=1e-4, atol=1e-5)
+        assert_close(figures["error"][member], (errors[0].abs() + errors[1].abs()).detach() / 2, rtol=1e-4, atol=1e-5)
         q_adam.zero_grad()
         loss.backward()
         q_adam.step()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from drl_agents.deployment.bundle import load_bundle, save_bundle
+from drl_agents.deployment.journal import Journal
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from drl_agents.training import commandline
 from environments.alpaca_env import VectorizedStockEnvAlpaca
 from environments.data.source import load_bars
+from environments.live.alpaca_local.server import LocalAlpaca
 from environments.market import Market
 from scripts import paper_trade
 
@@ -66,9 +68,39 @@ def test_missing_keys_in_one_line(bundle, tmp_path, capsys, monkeypatch):
         (("--symbols", "IBM"), "its symbols is ['IBM', 'MSFT']"),
         (("--url", "https://api.alpaca.markets"), "only paper accounts are traded"),
         (("--daily-loss", "2"), "daily_loss=2"),
+        (("--speed", "-1"), "accepted are seconds >= 0"),
+        (("--name", "../x"), "--name '../x': the name of a folder"),
+        (("--logs", "/dev/null"), "/dev/null/paper/paper: no folder can be made there"),
+        (("--broker", "alpaca-paper", "--stock-feed", "otc"), "accepted are iex, sip"),
     ],
 )
 def test_wrong_input(bundle, tmp_path, capsys, arguments, said):
     given = ("--bundle", str(bundle.folder), "--logs", str(tmp_path), "--symbols", "IBM,MSFT")
     status, _, error = run(capsys, *given, *arguments)
     assert status == 2 and said in error and error.count("\n") == 1, error
+
+
+def test_a_replay_leaves_an_accounts_journal_alone(bundle, tmp_path, capsys):
+    market = bundle.manifest["market"]
+    facts = {name: market[name] for name in ("symbols", "timeframe", "asset_class")} | {"venue": "alpaca-paper"}
+    Journal(tmp_path / "paper" / "paper", facts).close()
+    given = ("--bundle", str(bundle.folder), "--logs", str(tmp_path), "--symbols", "IBM,MSFT")
+    status, _, error = run(capsys, *given)
+    assert status == 2 and "a trader on alpaca-paper, which is not deleted; give another --name" in error
+    Journal(tmp_path / "paper" / "paper", facts).close()
+
+
+def test_a_venue_of_ones_own_by_its_url(bundle, tmp_path, capsys):
+    """With a slash at the end, too; gone in the middle of it, the state does not stay ACTIVE."""
+    market = Market.from_bars(load_bars("sample", symbols=("IBM", "MSFT")))
+    start = market.n_bars - 12
+    given = ("--bundle", str(bundle.folder), "--logs", str(tmp_path))
+    with LocalAlpaca(bundle.env(market, (start, market.n_bars)), start, market.n_bars) as venue:
+        status, out, _ = run(capsys, *given, "--url", venue.url + "/")
+        assert status == 0 and "traded 11 bars" in out
+        venue.reset(bundle.env(market, (start, market.n_bars)), start, market.n_bars)
+        advance = venue.advance
+        venue.advance = lambda: advance() if venue.bar < start + 5 else venue.nothing
+        status, _, error = run(capsys, *given, "--url", venue.url, "--name", "gone")
+    assert status == 1 and "halted: the local venue" in error
+    assert json.loads((tmp_path / "paper" / "gone" / "state.json").read_text())["state"] == "HALTED"

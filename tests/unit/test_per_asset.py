@@ -121,6 +121,7 @@ def test_features_are_normalised_over_all_assets():
 def test_what_cannot_be_shared_is_refused():
     for wrong, named in (
         ({"network": "gru"}, "not with 'gru'"),
+        ({"distribution": "squashed", "value": False}, "not with sac, td3 or ddpg"),
         ({"n_assets": 0}, "there is no market"),
         ({"action_size": 2}, "2 numbers of an action are not one for each of 5 assets"),
     ):

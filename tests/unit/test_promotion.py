@@ -9,16 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from drl_agents.deployment import candidate as candidate_module
 from drl_agents.deployment import main_job
 from drl_agents.deployment.bundle import Bundle, load_bundle, save_bundle
+from drl_agents.deployment.candidate import holdout_looks
 from drl_agents.deployment.gate import Check, Verdict
+from drl_agents.deployment.job_plan import JobSettings, plan_bars
 from drl_agents.deployment.main_job import decide
 from drl_agents.deployment.registry import Registry, read_pointer, slot_of
 from drl_agents.networks.policy import ActorCritic, PolicySpec
+from drl_agents.search.config import TrialConfig
 from drl_agents.search.place import StudyPlace
 from drl_agents.training.runlock import RunLock
+from drl_agents.training.trainer import TrainingDiverged
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
+from environments.errors import InputError
 from environments.market import Market
 from scripts import auto_replace_best
 
@@ -154,6 +160,43 @@ def test_a_champion_that_changed_while_it_was_judged_is_judged_against(registry,
     verdict, deployed = main_job.judge_and_decide(registry, candidate(bundles[0]), None, None, True)
     assert against == [bundles[0].id, bundles[1].id] and verdict is FAILED and deployed is None
     assert events(registry)[-1] == "refused"
+
+
+def test_looks_outlive_a_kill(tmp_path):
+    """A line cut short is not counted, and spoils no other."""
+    assert holdout_looks(tmp_path, "a") == 1
+    with (tmp_path / "holdout_looks.jsonl").open("a") as file:
+        file.write('{"model": ')
+    assert [holdout_looks(tmp_path, model) for model in ("a", "b", "b", "c")] == [1, 2, 2, 3]
+
+
+def test_a_refit_that_diverges_is_told_in_one_line(monkeypatch):
+    """A daemon that watches a study goes on, as after any other."""
+    trial = SimpleNamespace(number=4, user_attrs={"config": TrialConfig({}, {}, {}).to_dict()})
+    monkeypatch.setattr(candidate_module, "best_trial", lambda study: trial)
+
+    def diverges(*args):
+        raise TrainingDiverged("loss is not finite", [0])
+
+    monkeypatch.setattr(candidate_module, "train_members", diverges)
+    with pytest.raises(InputError, match="trial 4 diverges when refitted on all search bars: loss"):
+        candidate_module.refit(None, None, None, [], (0, 1), n_seeds=1, seed=0, lineage={})
+
+
+def test_a_long_lookback_is_purged():
+    """The bars around a test range that an observation of 40 bars would share with it are not trained on."""
+    market = Market.from_bars(load_bars("synthetic", options={"n_bars": 800}, seed=1))
+    plan = plan_bars(market, JobSettings("s", n_splits=4, test_groups=1, embargo=0, env_options={"lookback": 40}))
+    assert plan.holdout[0] - plan.search[-1][1] == 41
+    for fold in plan.folds:
+        for a, b in fold.test:
+            assert all(stop <= a - 41 or start >= b + 41 for start, stop in fold.train)
+
+
+def test_a_lookback_that_is_no_number_is_told_in_one_line():
+    market = Market.from_bars(load_bars("synthetic", options={"n_bars": 400}, seed=1))
+    with pytest.raises(InputError, match="lookback=four: accepted is a whole number of bars"):
+        plan_bars(market, JobSettings("s", env_options={"lookback": "four"}))
 
 
 def test_one_worker_judges_a_study_the_others_leave_it_at_that(tmp_path):

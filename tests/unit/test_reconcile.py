@@ -186,3 +186,23 @@ def test_what_an_account_holds_is_taken_over():
     books = ledger(500.0)
     books.take_over({"B": 2.0}, MARK)
     assert books.equity(MARK) == 700.0 and books.account.entry.tolist() == [[0.0, 100.0]]
+
+
+def test_what_a_loan_costs_is_the_venues_to_say():
+    """Short 20 A for 200 at 252% a year: 2 a day, which a paper account does not charge. A replay does, exactly."""
+    for slack, forgiven in ((Slack(units=1e-9, cash=0.02, of_traded=0.01), True), (Slack(), False)):
+        books = ledger(300.0, margin=2.0, shorting=True, borrow_bps=25_200.0)
+        books.settle([result(order(1, "sell", 20.0), 20.0, 200.0)], MARK)
+        books.reconcile(books.cash, {"A": -20.0}, slack, MARK)
+        before = books.cash
+        books.settle([], MARK)
+        assert books.cash == pytest.approx(before - 2.0)
+        if not forgiven:
+            with pytest.raises(Unreconciled):
+                books.reconcile(before, {"A": -20.0}, slack, MARK)
+            continue
+        books.reconcile(before, {"A": -20.0}, slack, MARK)
+        assert books.cash == before
+        books.settle([], MARK)
+        with pytest.raises(Unreconciled):
+            books.reconcile(before - 4.1, {"A": -20.0}, slack, MARK)

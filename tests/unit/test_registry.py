@@ -145,6 +145,17 @@ def test_a_bundle_damaged_since_it_was_loaded_is_not_promoted(registry, old, tmp
     assert registry.champion(slot(old)) is None
 
 
+def test_a_folder_that_holds_another_bundle_by_now_is_not_promoted(registry, old, new, tmp_path):
+    """Two jobs refit into one folder; the pointer must not name what is not there."""
+    registry.promote(old, FACTS)
+    copy = load_bundle(shutil.copytree(new.folder, tmp_path / "copy"))
+    newer = bundle_of(tmp_path, 5)
+    shutil.copytree(newer.folder, copy.folder, dirs_exist_ok=True)
+    with pytest.raises(InputError, match=f"holds {newer.id[:12]} now, no longer {new.id[:12]}"):
+        registry.promote(copy, FACTS)
+    assert registry.champion(slot(old)).id == old.id
+
+
 def test_the_audit_log_only_grows(registry, old, new):
     log, seen = registry.folder / "audit.jsonl", b""
     for step in range(4):
@@ -194,6 +205,17 @@ def test_a_pointer_to_another_bundle_is_refused(registry, old, new):
     file.write_text(json.dumps({**pointer, "path": "bundles/gone"}))
     with pytest.raises(InputError, match=f"gone: no bundle there .*{MANIFEST}"):
         registry.champion(slot(old))
+
+
+def test_a_challenger_that_waits_gives_way_to_a_new_champion(registry, old, new, tmp_path):
+    """It was judged beside the champion before; nobody asked whether it is better than this one."""
+    newer = bundle_of(tmp_path, 5)
+    registry.promote(old, FACTS)
+    registry.challenge(new, FACTS)
+    assert registry.put_forward(newer, FACTS)[1] is True
+    assert registry.champion_id(slot(old)) == newer.id and registry.challenger_id(slot(old)) is None
+    last = audit(registry)[-1]
+    assert (last["event"], last["bundle"]) == ("withdrawn", new.id) and registry.verify().broken is None
 
 
 def test_slots_do_not_mix(registry, old, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +16,18 @@ import torch
 
 from drl_agents.agents.registry import BUILT_IN
 from drl_agents.deployment.bundle import load_bundle
+from drl_agents.deployment.candidate import read_looks
+from drl_agents.deployment.gate import Verdict
+from drl_agents.deployment.main_job import paper_trade
+from drl_agents.deployment.registry import Registry
 from drl_agents.deployment.run_job import hold_out
+from drl_agents.evaluation.backtest import backtest
 from drl_agents.training.checkpoint import load_checkpoint
 from drl_agents.training.commandline import run
 from environments.data.source import load_bars
 from environments.errors import InputError
 from environments.market import Market
+from scripts import backtest as backtest_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--test-run", "--n-steps", "16", "--skip-posterior", "--quiet"]
@@ -79,10 +87,19 @@ def test_days_are_days_whatever_the_bars():
     assert 0.1 * market.n_bars < held <= 0.2 * market.n_bars  # 60 days would be more than a fifth
 
 
-@pytest.mark.parametrize(("days", "message"), [(-1, "0 or more"), (400, "fewer than that are accepted")])
+@pytest.mark.parametrize(
+    ("days", "message"),
+    [(-1, "0 or more"), (400, "fewer than that are accepted"), (2, "2 bars, and at least 3 are needed")],
+)
 def test_days_that_are_not_there(days, message):
     with pytest.raises(InputError, match=message):
         hold_out(daily(), days, 1, 1)
+
+
+def test_few_bars_hold_out_as_many_as_can_be_judged():
+    market = daily(45)
+    window = hold_out(market, None, 1, 1).window
+    assert window == (42, 45)
 
 
 def test_training_sees_nothing_of_the_held_out_days(call, tmp_path):
@@ -119,18 +136,73 @@ def test_what_a_run_leaves(call, tmp_path):
     assert "composite score" in out and "What selects a model is a study's objective" in out
 
 
+def test_a_model_that_is_ruined_is_reported(call, tmp_path):
+    """Its walk ends early; so do the back-test of its bundle, and the comparison with a trader, which trades on."""
+    own = ["--env-options", "ruin=0.995,commission_bps=100", "--test-days", "50", "--deploy"]
+    status, out, err = call(*[a for a in DAILY if a != "--skip-posterior"], *own)
+    assert status == 0 and "the gate refused it" in out, err
+    folder = tmp_path / "runs" / "train"
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert "ended in ruin after" in report["title"]
+    assert {baseline["end"] for baseline in report["baselines"]} == {report["model"]["end"]}
+    bundle, market = load_bundle(folder / "bundle"), daily()
+    result = backtest(bundle.env(market, (250, 300)), bundle.decide)[0]
+    paper, difference = paper_trade(SimpleNamespace(bundle=bundle, window=(250, 300), result=result), market, folder)
+    assert result.equity.size < paper.equity.size == 50 and difference < 1e-9
+    with pytest.raises(SystemExit) as left:
+        arguments = ["--bundle", str(folder / "bundle"), *DAILY[:4], "--out", str(tmp_path / "again")]
+        run(backtest_script.Options, backtest_script.main, arguments)
+    report = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert not left.value.code and "of run train" in report["title"]
+
+
+def test_an_environment_whose_models_cannot_be_judged_is_trained_on_all_bars(call, tmp_path):
+    status, _, err = call(*DAILY, "--env", "CryptoEnvAlpaca")
+    assert status == 0 and (tmp_path / "runs" / "train" / "checkpoint.pt").exists(), err
+    assert not (tmp_path / "runs" / "train" / "report").exists()
+
+
 def test_deploying_counts_every_look_at_the_held_out_days(call, tmp_path):
     for i in range(3):
         status, out, err = call(*DAILY, "--test-days", "50", "--deploy", "--seed", str(i), "--run", f"run{i}")
         assert status == 0 and ("the gate refused it" in out or "the gate passed it" in out), err
-    # The same run judged once more is no further look.
+    # The same run judged once more is no further look, and a line that a kill cut short is none.
+    with (tmp_path / "runs" / "holdout_looks.jsonl").open("a") as file:
+        file.write('{"time": "2026')
     call(*DAILY, "--test-days", "50", "--deploy", "--seed", "0", "--run", "run0", "--resume")
-    looks = [json.loads(line) for line in (tmp_path / "runs" / "holdout_looks.jsonl").read_text().splitlines()]
+    looks = read_looks(tmp_path / "runs" / "holdout_looks.jsonl")
     assert len(looks) == 3 and len({look["bars"] for look in looks}) == 1
     report = json.loads((tmp_path / "runs" / "run2" / "report" / "report.json").read_text())
     assert report["facts"]["holdout_looks"] == 3 and report["facts"]["gate"]["checks"]
     audit = (tmp_path / "deployment" / "audit.jsonl").read_text()
     assert "run2" in audit
+
+
+def test_a_run_is_judged_without_the_registrys_lock_and_quarantine_is_told(call, tmp_path, monkeypatch):
+    """A trader that must roll back does not wait for back-tests; what was rolled back is refused after its report."""
+    from drl_agents.deployment import run_job
+
+    registry, free = Registry(tmp_path), []
+
+    def passes(evidence, limits):
+        registry.folder.mkdir(exist_ok=True)
+        with (registry.folder / "promotion.guard").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(evidence.champion is not None)
+        return Verdict(())
+
+    monkeypatch.setattr(run_job, "judge", passes)
+    for i in range(2):
+        status, out, err = call(*DAILY, "--test-days", "50", "--deploy", "--seed", str(i), "--run", f"run{i}")
+        assert status == 0 and "the gate passed it; deployed to" in out, err
+    assert free == [False, True]
+    with registry.exclusive():
+        registry.roll_back(registry.newest_slot(), ["by hand"], {})
+    report = tmp_path / "runs" / "run1" / "report" / "report.json"
+    report.unlink()
+    status, out, err = call(*DAILY, "--test-days", "50", "--deploy", "--seed", "1", "--run", "run1", "--resume")
+    assert status == 0 and "it was rolled back, and is in quarantine" in out and report.exists(), err
+    assert registry.audit.entries()[-1]["event"] == "refused"
 
 
 def test_without_preprocessing_features_are_as_they_are(call, tmp_path):
@@ -164,7 +236,10 @@ def test_every_agent_runs_through(call, tmp_path, agent):
         (["--expanded", "--symbols", "SPY"], "--expanded names symbols of its own"),
         (["--cache-path", "x"], "--cache-path is for bars that are downloaded"),
         (["--deploy", "--test-days", "0"], "--deploy needs held-out days"),
+        (["--env", "CryptoEnvAlpaca", "--test-days", "50"], "its models cannot be kept and judged"),
         (["--network", "gru", "--n-heads", "2"], "has no option n_heads"),
+        (["--env-options", "lookback=four"], "lookback=four: accepted is a whole number"),
+        (["--agent", "a2c", "--batch-size", "32"], "agent a2c does not divide its rollouts into minibatches"),
     ],
 )
 def test_refused_in_one_line(call, tmp_path, arguments, message):

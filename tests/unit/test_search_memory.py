@@ -79,13 +79,33 @@ def test_sizes_that_are_given_are_not_drawn():
 
 
 @pytest.mark.parametrize(
+    ("settings", "minibatches"),
+    [
+        ({"network": "gru"}, 1),  # one environment, one sequence
+        ({"network": "gru", "n_envs": 12, "env_options": {"clock_groups": 6}}, 4),
+        ({"network": "gru", "n_envs": 8}, None),
+        ({"n_steps": 8}, 4),
+        ({"n_steps": 16}, None),
+        ({}, None),
+        ({"agent": "sac"}, None),
+    ],
+)
+def test_minibatches_are_those_a_rollout_has(settings, minibatches):
+    """What the space would draw and the smallest rollout cannot be shared out into is not drawn."""
+    assert JobSettings("s", **settings).fixed().get("num_minibatches") == minibatches
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"batch_size": 96}, "give --n-steps too"),
         ({"n_steps": 40, "batch_size": 97}, "divisors of n_envs \\* n_steps = 480"),
         ({"n_steps": 40, "batch_size": 10, "env_options": {"clock_groups": 3}}, "multiples of the 4 environments"),
         ({"agent": "shac", "n_steps": 40, "batch_size": 96}, "--batch-size is accepted with agents .*shac has none"),
+        ({"agent": "sac", "timesteps": 500}, "--timesteps 500: sac acts at random for its first 1000 steps"),
         ({"agent": "shac", "memory": MemoryOptions(low_vram=True)}, "a memory budget is accepted with agents"),
+        ({"n_steps": 40, "batch_size": 20, "network": "gru"}, "makes 24 minibatches: a rollout's sequences make 12"),
+        ({"n_steps": 40, "batch_size": 4, "env_options": {"clock_groups": 3}, "network": "gru"}, "sequences make 3"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(settings, message):

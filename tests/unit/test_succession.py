@@ -200,6 +200,20 @@ def test_a_loss_rolls_back(registry, bundles, market, slot, tmp_path):
     trader = trade(registry, market, slot, tmp_path)
     assert trader.bundle.id == bundles.champion.id and registry.quarantined(unknown)
     assert "loss since it took over" in registry.audit.entries()[-1]["reasons"][0]
+    assert "refused" not in events(registry)  # that nothing can be predicted of it is no refusal
+
+
+def test_a_network_that_raises_leaves_the_champion_running(registry, bundles, market, slot, tmp_path, monkeypatch):
+    """A user's own may raise anything, at any bar."""
+    challenge(registry, bundles.good, shadow_bars=20)
+
+    def raises(shadow, bar):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(Shadow, "see", raises)
+    trader = trade(registry, market, slot, tmp_path)
+    assert trader.bundle.id == bundles.champion.id and events(registry)[-1] == "refused"
+    assert registry.audit.entries()[-1]["reasons"] == ["RuntimeError: size mismatch"]
 
 
 def damaged_weights(registry: Registry, bundle: Bundle, slot: str) -> None:
@@ -260,6 +274,8 @@ class Stand:
     reconciled: bool = True
     equity: float = 100_000.0
     open_orders: int = 0
+    initial: float = 100_000.0
+    bars_done: int = 0
     replaced: list[tuple[str, str]] = field(default_factory=list)
 
     def replace_model(self, bundle: Bundle, positions: str) -> None:
@@ -314,11 +330,76 @@ def test_a_roll_back_waits_for_reconciled_books_but_not_for_a_halt_to_end(regist
     assert registry.champion_id(slot) == bundles.champion.id
 
 
-def test_a_model_the_trader_cannot_run_is_rolled_back(registry, bundles, slot, stand):
+def test_bars_that_were_skipped_count_in_the_health_window(registry, bundles, slot, stand):
+    """What fell in 30 bars, of which the trader saw the last, is not held against the lower bound of one bar."""
+    challenge(registry, bundles.good, shadow_bars=0, health_bars=100, max_loss=0.9)
+    Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
+    floor = predict(EASY, 100, Terms().false_alarms).floor
+    fell = (floor[0] + floor[29]) / 2
+    assert floor[29] < fell < floor[0]
+    stand.equity *= np.exp(fell)
+    bars = [stand.feed.next_bar() for _ in range(30)]
+    again = Succession(registry, slot)  # it was down meanwhile
+    again.at_boundary(stand, bars[-1])
+    assert registry.champion_id(slot) == bundles.good.id
+    stand.equity *= np.exp(floor.min())
+    again.at_boundary(stand, stand.feed.next_bar())
+    assert registry.champion_id(slot) == bundles.champion.id
+
+
+@pytest.mark.parametrize("other", ["name", "cash", "fresh"])
+def test_another_account_is_not_held_against_what_the_one_before_was_worth(registry, bundles, slot, stand, other):
+    """A trader of another name, or one that begins anew, has lost nothing by having less."""
+    challenge(registry, bundles.good, shadow_bars=0, health_bars=30, max_loss=0.2)
+    stand.bars_done, stand.equity = 7, 120_000.0
+    Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
+    stand.equity, stand.bars_done = 60_000.0, 8
+    if other == "name":
+        stand.folder = stand.folder.parent
+    elif other == "cash":
+        stand.initial = 60_000.0
+    else:
+        stand.bars_done = 0
+    again = Succession(registry, slot)
+    again.at_boundary(stand, stand.feed.next_bar())
+    assert registry.champion_id(slot) == bundles.good.id
+    stand.equity = 47_000.0
+    again.at_boundary(stand, stand.feed.next_bar())
+    assert registry.champion_id(slot) == bundles.champion.id  # the window goes on, in the new account
+
+
+def test_without_a_whole_champion_to_go_back_to_challengers_are_still_tried(registry, bundles, slot, stand):
+    challenge(registry, bundles.good, shadow_bars=0, max_loss=0.2)
+    succession = Succession(registry, slot)
+    succession.at_boundary(stand, stand.feed.next_bar())
+    (registry.folder / "bundles" / bundles.champion.id[:16] / WEIGHTS).write_bytes(b"other")
+    stand.equity = 70_000.0
+    for _ in range(3):
+        succession.at_boundary(stand, stand.feed.next_bar())
+    assert registry.champion_id(slot) == bundles.good.id and events(registry)[-1] == "not rolled back"
+    assert events(registry).count("not rolled back") == 1
+    challenge(registry, bundles.boaster, shadow_bars=0)
+    succession.at_boundary(stand, stand.feed.next_bar())
+    assert stand.bundle.id == bundles.boaster.id == registry.champion_id(slot)
+
+
+def test_a_shadow_begins_where_the_trader_is(registry, bundles, slot, stand):
+    """The feed may know of a bar more, which comes next."""
+    challenge(registry, bundles.good, shadow_bars=50)
+    succession, first = Succession(registry, slot), stand.feed.history()[-1]
+    second = stand.feed.next_bar()
+    succession.at_boundary(stand, first)
+    assert succession.shadow.timestamp == first.timestamp
+    succession.at_boundary(stand, second)
+    assert succession.shadow.bars == 1 and registry.challenger_id(slot) == bundles.good.id
+
+
+@pytest.mark.parametrize("error", [InputError("it does not fit"), RuntimeError("mat1 and mat2")])
+def test_a_model_the_trader_cannot_run_is_rolled_back(registry, bundles, slot, stand, error):
     challenge(registry, bundles.good, shadow_bars=0)
 
     def refuses(bundle: Bundle, positions: str) -> None:
-        raise InputError("it does not fit")
+        raise error
 
     stand.replace_model = refuses
     Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())

@@ -196,7 +196,8 @@ class Hub:
                     return
 
     def _knows(self, key: Any, secret: Any) -> bool:
-        return hmac.compare_digest(f"{key}", self._key) and hmac.compare_digest(f"{secret}", self._secret)
+        given = ((f"{key}", self._key), (f"{secret}", self._secret))
+        return all(hmac.compare_digest(told.encode(), own.encode()) for told, own in given)
 
     def _trading_message(self, socket: Socket, message: dict[str, Any] | None) -> Any:
         data = message.get("data") if message is not None else None
@@ -207,7 +208,7 @@ class Hub:
             status = "authorized" if socket.ready else "unauthorized"
             return {"stream": "authorization", "data": {"status": status, "action": "authenticate"}}
         if action == "listen" and socket.ready:
-            streams = [name for name in data.get("streams") or [] if name == "trade_updates"]
+            streams = [name for name in _names(data.get("streams")) if name == "trade_updates"]
             socket.wanted = {name: {"*"} for name in streams}
             return {"stream": "listening", "data": {"streams": streams}}
         return {"stream": "error", "data": {"error": "invalid action" if socket.ready else "not authenticated"}}
@@ -229,7 +230,7 @@ class Hub:
         if action not in ("subscribe", "unsubscribe"):
             return _error(400, "invalid syntax")
         for channel in (*CHANNELS, *SILENT):
-            symbols = set(message.get(channel) or ())
+            symbols = set(_names(message.get(channel)))
             own = socket.wanted.get(channel, set())
             socket.wanted[channel] = own | symbols if action == "subscribe" else own - symbols
         socket.wanted = {channel: symbols for channel, symbols in socket.wanted.items() if symbols}
@@ -239,6 +240,11 @@ class Hub:
     def _data_frame(self, socket: Socket, content: list[dict[str, Any]]) -> list[dict[str, Any]]:
         wanted = {CHANNELS[channel]: symbols for channel, symbols in socket.wanted.items() if channel in CHANNELS}
         return [m for m in content if m["T"] in wanted and not wanted[m["T"]].isdisjoint(("*", m["S"]))]
+
+
+def _names(given: Any) -> list[str]:
+    """The texts of a list; none of what is no list."""
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
 
 
 def _error(code: int, message: str) -> list[dict[str, Any]]:
