@@ -9,7 +9,7 @@ from typing import Literal
 from drl_agents.deployment.gate import GateLimits
 from drl_agents.deployment.job_plan import JobSettings
 from drl_agents.deployment.main_job import JobResult, run_main_job
-from drl_agents.training.commandline import DataOptions, OutputOptions, run, terminal
+from drl_agents.training.commandline import DataOptions, OutputOptions, check_name, run, terminal
 from drl_agents.training.config import read_rules
 from drl_agents.training.device import MemoryOptions
 from drl_agents.training.interrupt import Interrupt
@@ -134,6 +134,7 @@ class Options:
 
 
 def main(options: Options) -> int:
+    check_name("--study-name", options.study_name, "<logs>/studies")
     counts = ("n_trials", "n_envs", "timesteps", "n_seeds", "seeds", "population", "folds_per_batch")
     for name, least in (*((name, 1) for name in counts), ("n_splits", 2)):
         if getattr(options, name) in (None, "auto"):

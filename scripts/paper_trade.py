@@ -14,7 +14,7 @@ from drl_agents.deployment.registry import Registry, slot_of
 from drl_agents.deployment.succession import Succession
 from drl_agents.deployment.trader import Hook, PaperTrader, Unreconciled
 from drl_agents.deployment.venues import paper_trading, replaying
-from drl_agents.training.commandline import DataOptions, OutputOptions, run
+from drl_agents.training.commandline import DataOptions, OutputOptions, check_name, run
 from drl_agents.training.interrupt import Interrupt
 from environments.data.credentials import Secret, alpaca_keys
 from environments.errors import InputError
@@ -67,8 +67,7 @@ def main(options: Options) -> int:
         raise InputError(f"--speed {options.speed}: accepted are seconds >= 0")
     if options.stock_feed not in STOCK_FEEDS:
         raise InputError(f"--stock-feed {options.stock_feed}: accepted are {', '.join(STOCK_FEEDS)}")
-    if options.name in ("", ".", "..") or Path(options.name).name != options.name:
-        raise InputError(f"--name {options.name!r}: the name of a folder in <logs>/paper is accepted")
+    check_name("--name", options.name, "<logs>/paper")
     bundle, registry = chosen(options)
     hook: Hook | None = None
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ from drl_agents.agents.registry import find_agent
 from drl_agents.deployment.gate import GateLimits
 from drl_agents.deployment.run_job import Judgement, hold_out, judge_run
 from drl_agents.evaluation.score_table import score_table
-from drl_agents.training.commandline import DataOptions, OutputOptions, parse_options, run, terminal
+from drl_agents.training.commandline import DataOptions, OutputOptions, check_name, parse_options, run, terminal
 from drl_agents.training.config_file import given, with_config
 from drl_agents.training.device import MemoryOptions
 from drl_agents.training.interrupt import Interrupt
@@ -166,6 +166,7 @@ def options_of(arguments: list[str]) -> tuple[type, list[str]]:
 
 
 def main(options: Options) -> int:
+    check_name("--run", options.run, "<logs>/runs")
     budget = options.budget()
     for name in ("n_envs", "n_steps", "clock_groups"):
         if (value := getattr(options, name)) is not None and value < 1:

@@ -94,6 +94,11 @@ def hold_out(market: Market, test_days: int | None, lookback: int, decision_lag:
     count = int((bars >= kept[-test_days]).sum())
     if count < WALK:
         raise InputError(f"--test-days {test_days}: {count} bars, and at least {WALK} are needed to judge a model")
+    if count + lookback + decision_lag >= bars.size:
+        raise InputError(
+            f"lookback={lookback} and {count} held-out bars leave none of {bars.size} bars to train on: "
+            "fewer --test-days, a shorter lookback or more bars are accepted"
+        )
     search, held = split_holdout(segments, count, lookback + decision_lag)
     return Split(tuple(search), (held[0][0], held[-1][1]))
 

@@ -176,6 +176,16 @@ def run(
     sys.exit(status or 0)
 
 
+def check_name(flag: str, name: str, parent: str) -> None:
+    """A name that files go under is one folder's: not a path that leads out of `parent`.
+
+    Raises:
+        InputError: it is no such name.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"{flag} {name!r}: the name of a folder in {parent} is accepted")
+
+
 def unboxed(text: str) -> str:
     """The sections of a message of tyro's in one line, without its frame and its title."""
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]

@@ -65,7 +65,7 @@ def test_torchscript_gives_the_same_actions(tmp_path, name, action):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list(NETWORKS)[1:])  # torch's exporter takes seconds; with quantiles it is an mlp too
 def test_onnx_gives_the_same_actions(tmp_path, name):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: export)")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra: export)")

@@ -119,6 +119,7 @@ OPTIMIZE = {
         ["--data-source", "synthetic", "--synthetic-options", "n_bars=20"],
         ("20 bars", "about 40"),
     ),
+    "study elsewhere": ([*MARKET, "--study-name", "../x"], ("--study-name", "../x")),
     "one split": ([*MARKET, "--n-splits", "1"], ("--n-splits 1", "at least 2")),
     "too many splits": ([*MARKET, "--n-splits", "400"], ("n_splits 400", "at most")),
     "all groups tested": ([*MARKET, "--n-splits", "3", "--test-groups", "3"], ("--test-groups 3", "1 to 2")),
@@ -173,6 +174,10 @@ def test_files_that_hold_no_bars(call, tmp_path, name):
 def test_a_lookback_longer_than_a_segment(call):
     # Segments of a market of 300 hourly bars: one, of 300 bars.
     options = ["--synthetic-options", "n_bars=100", "--data-source", "synthetic", "--n-envs", "2"]
+    call.refused(
+        "train", *options, "--env-options", "lookback=120", says=("lookback=120", "leave none of", "--test-days")
+    )
+    options += ["--test-days", "0"]
     line = call.refused("train", *options, "--env-options", "lookback=120", says=("lookback=120", "100 bars"))
     assert "longest segment" in line
     call.refused("train", *options, "--env-options", "lookback=0", says=("lookback=0", "1 to 256"))

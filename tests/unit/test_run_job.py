@@ -230,6 +230,7 @@ def test_every_agent_runs_through(call, tmp_path, agent):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--run", "../elsewhere"], "--run '../elsewhere': the name of a folder in <logs>/runs"),
         (["--agent", "nobody"], "agent 'nobody': accepted are"),
         (["--network", "cnn"], "network='cnn': accepted are"),
         (["--hidden-dim", "8", "--hidden", "8"], "--hidden and --hidden-dim say the same"),
