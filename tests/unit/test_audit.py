@@ -49,7 +49,7 @@ def test_an_empty_log_is_whole(log):
 
 
 CHANGES = {
-    "a digit": (lambda lines: [*lines[:2], lines[2].replace(b"b2", b"b7"), *lines[3:]], 4),
+    "a digit": (lambda lines: [*lines[:2], lines[2].replace(b'"b2"', b'"b7"'), *lines[3:]], 4),
     "a space": (lambda lines: [lines[0].replace(b", ", b",  ", 1), *lines[1:]], 2),
     "a line gone": (lambda lines: [*lines[:2], *lines[3:]], 3),
     "the first gone": (lambda lines: lines[1:], 1),
