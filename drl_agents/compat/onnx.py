@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,11 @@ def onnx_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         raise InputError(f"{error.name} is not installed: {NEEDED}") from error
     names = ("observation", "memory")[: len(inputs)]
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent("torch.onnx"):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        _silent("torch.onnx", "onnx_ir", "onnxscript"),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model.eval(),
@@ -69,12 +73,14 @@ def onnx_runner(content: bytes) -> Callable[..., tuple[Tensor, ...]]:
 
 
 @contextlib.contextmanager
-def _silent(name: str):
-    """The exporter tells its progress at warning level."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _silent(*names: str) -> Iterator[None]:
+    """The exporter and what it optimises with tell of every step they take."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -2,7 +2,8 @@
 
 The last days are kept from training, their features from the normaliser too. Who trains once has searched nothing, so
 there is no probability of back-test overfitting; but each look at the same held-out bars, whatever the run was called,
-is a trial, and the deflated Sharpe ratio counts them all: they are noted in <logs>/runs/holdout_looks.jsonl.
+is a trial, and both the deflated Sharpe ratio and the bootstrap's limit count them all: they are noted in
+<logs>/runs/holdout_looks.jsonl.
 """
 
 from __future__ import annotations
