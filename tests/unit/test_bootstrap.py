@@ -101,10 +101,14 @@ def test_paths_keep_the_dependence_of_the_returns():
 
 def test_a_long_sample_costs_no_more_than_a_short_one():
     """A trader waits for the paths at a bar boundary."""
-    block_length(draws(1))  # loads arch
-    began = time.process_time()
-    growth_paths(draws(12, bars=100_000), 100)
-    assert time.process_time() - began < 2.0
+    growth_paths(draws(1), 100)  # loads what it needs
+
+    def seconds() -> float:
+        began = time.thread_time()
+        growth_paths(draws(12, bars=100_000), 100)
+        return time.thread_time() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0
 
 
 def test_a_horizon_longer_than_the_sample():
