@@ -7,7 +7,7 @@ An agent is a population of P members trained side by side; mostly P is 1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,6 +40,7 @@ class AgentBase(ABC):
         compiler: what compiles the agent's inner functions.
         config: its hyper-parameters; a trainer reads `config.horizon_len`.
         progress: share of the training that is done, set by a trainer before every iteration.
+        on_phase: called with the name of a part of an update that begins, such as "critic"; set by a trainer.
 
     Args:
         amp: precision of matrix products, "off" (float32), "bf16" or "fp16".
@@ -50,6 +51,7 @@ class AgentBase(ABC):
     distribution: ActionDistribution
     config: Any
     progress: float = 0.0
+    on_phase: Callable[[str], None] = staticmethod(lambda name: None)
 
     def __init__(self, seeds: Sequence[int], device: torch.device, amp: str = "off", compile: str = "off") -> None:
         if amp not in PRECISIONS:
@@ -95,16 +97,9 @@ class AgentBase(ABC):
         Raises:
             InputError: the environment has other members than the agent.
         """
-        if env.n_members != self.n_members:
-            raise InputError(f"the environment serves {env.n_members} members, the agent has {self.n_members}")
-        rollout = self._buffer(env, horizon_len)
-        each = env.n_envs // self.n_members
-        noise = torch.stack([self.distribution.noise((horizon_len, each), g) for g in self.noise_generators], dim=1)
-        noise = noise.to(self.device)
-        if self._explored is not env or self._observation is None:
-            self._observation, self._explored, self._memory = env.reset(), env, None
+        rollout, noise = self._begin(env, horizon_len)
         if self.policy.memory_size:
-            memory = self.policy.initial_memory(each, self.noise_generators)
+            memory = self.policy.initial_memory(env.n_envs // self.n_members, self.noise_generators)
             if self._memory is not None:  # what is remembered, with this rollout's dropout
                 memory[..., : self.policy.memory_size] = self._memory[..., : self.policy.memory_size]
             self._memory = rollout.memory = memory
@@ -127,6 +122,22 @@ class AgentBase(ABC):
         rollout.put_observation(horizon_len, observation)
         self._observation, self._memory = observation, memory
         return rollout
+
+    def _begin(self, env: VecEnv, horizon_len: int) -> tuple[Rollout, Tensor]:
+        """The rollout to be filled, and its noise (T, P, N / P, .); another environment than before is reset.
+
+        Raises:
+            InputError: the environment has other members than the agent, or is none it can train in.
+        """
+        if env.n_members != self.n_members:
+            raise InputError(f"the environment serves {env.n_members} members, the agent has {self.n_members}")
+        self.check_env(env)
+        rollout = self._buffer(env, horizon_len)
+        each = env.n_envs // self.n_members
+        noise = torch.stack([self.distribution.noise((horizon_len, each), g) for g in self.noise_generators], dim=1)
+        if self._explored is not env or self._observation is None:
+            self._observation, self._explored, self._memory = env.reset(), env, None
+        return rollout, noise.to(self.device)
 
     def _explore(
         self,

@@ -4,14 +4,14 @@ ICLR 2016), for P members at once."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from drl_agents.agents.action_critics import AgentActionCritics, uniform_action
 from drl_agents.agents.members import PerMember
-from drl_agents.agents.off_policy import AgentOffPolicy, OffPolicyConfig, box_only, uniform_action
-from drl_agents.networks.action_value import ActionValue, ActorHead
+from drl_agents.agents.off_policy import OffPolicyConfig
 from drl_agents.networks.spec import PolicySpec
 from drl_agents.rollout.replay import Batch
 
@@ -33,13 +33,13 @@ class DDPGConfig(OffPolicyConfig):
     )
 
 
-class AgentDDPG(AgentOffPolicy):
+class AgentDDPG(AgentActionCritics):
     """DDPG over Box actions: a deterministic actor a = tanh(f(s)), a critic, and targets that follow both.
 
     Args: see `AgentOffPolicy`.
     """
 
-    name, n_critics = "ddpg", 1
+    name, n_critics, action_distribution = "ddpg", 1, "tanh"
     config_class: type[DDPGConfig] = DDPGConfig
 
     def __init__(
@@ -49,15 +49,8 @@ class AgentDDPG(AgentOffPolicy):
         seeds: Sequence[int] = (0,),
         device: torch.device | str = "cpu",
     ) -> None:
-        box_only(spec, self.name)
-        spec = replace(spec, distribution="tanh", value=False)
-        super().__init__(spec, config or self.config_class(), seeds, device)
-        self.actor = ActorHead(self.policy)
-        self.critic = ActionValue(spec, self.n_critics, seeds).to(self.device)
-        self.add_learnt("actor", self.actor, self.n_members)
-        self.add_learnt("critic", self.critic, self.n_critics * self.n_members)
+        super().__init__(spec, config, seeds, device)
         self.add_target("actor_target", "actor")
-        self.add_target("critic_target", "critic")
 
     @property
     def period(self) -> int:
@@ -88,21 +81,8 @@ class AgentDDPG(AgentOffPolicy):
             views = self.views("actor_target")
             head = torch.func.functional_call(self.actor, views, (next_seen, batch.next_state))
             action = self.next_action(head, noise)
-            later = torch.func.functional_call(self.critic, self.views("critic_target"), (next_x, action)).amin(1)
-            goal = batch.reward + batch.discount * later
-        views = self.views("critic", grad=True)
-        with torch.enable_grad():
-            with self.precision():
-                value = torch.func.functional_call(self.critic, views, (x, batch.action))
-            error = value - goal.unsqueeze(1)
-            qf_loss = (batch.weight * error.square().sum(1)).mean(1)
-            norm = self.descend("critic", self.hyper["learning_rate"], qf_loss, views)
-        figures = {
-            "qf_loss": qf_loss.detach(),
-            "q_value": value.detach().mean((1, 2)),
-            "grad_norm": norm,
-            "error": error.detach().abs().mean(1),
-        }
+            goal = batch.reward + batch.discount * self.least_target_value(next_x, action)
+        figures = self.fit_critics(x, batch, goal, self.hyper["learning_rate"])
         if due:
             views = self.views("actor", grad=True)
             with torch.enable_grad():
@@ -113,5 +93,5 @@ class AgentDDPG(AgentOffPolicy):
                 actor_norm = self.descend("actor", self.hyper["learning_rate"], actor_loss, views)
             self.follow("actor_target", "actor")
             self.follow("critic_target", "critic")
-            figures |= {"actor_loss": actor_loss.detach(), "grad_norm": torch.maximum(norm, actor_norm)}
+            figures |= {"actor_loss": actor_loss.detach(), "grad_norm": torch.maximum(figures["grad_norm"], actor_norm)}
         return {**figures, "skipped_updates": (~figures["grad_norm"].isfinite()).float()}

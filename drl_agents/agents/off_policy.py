@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drl_agents.agents.adam import FlatAdam
 from drl_agents.agents.base import AgentBase
 from drl_agents.agents.members import PerMember, check_ranges, member_columns
-from drl_agents.networks.build import build_policy
+from drl_agents.networks.build import MEMORYLESS, build_policy
 from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.networks.spec import PolicySpec
 from drl_agents.rollout.buffer import Rollout
@@ -23,7 +23,6 @@ from drl_agents.rollout.replay import Batch, Replay
 from environments.errors import InputError
 from environments.vec_env import VecEnv
 
-NETWORKS = ("mlp", "transformer", "lightweight")
 _DRAWN = 256  # gradient steps whose random numbers are drawn at a time
 
 
@@ -85,7 +84,7 @@ class AgentOffPolicy(AgentBase):
         seeds: one per member; a member depends on its own seed alone.
 
     Raises:
-        InputError: another network than `NETWORKS`: a replay keeps no memory from step to step.
+        InputError: another network than `MEMORYLESS`: a replay keeps no memory from step to step.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class AgentOffPolicy(AgentBase):
     ) -> None:
         self.spec, self.config = spec, config
         super().__init__(seeds, torch.device(device), config.amp, config.compile)
-        self.policy = build_policy(spec, seeds, accepted=NETWORKS).to(self.device)
+        self.policy = build_policy(spec, seeds, accepted=MEMORYLESS).to(self.device)
         if self.policy.why_uncompiled:
             self.compiler.refuse(self.policy.why_uncompiled)
         self.distribution = self.policy.distribution
@@ -277,14 +276,3 @@ class AgentOffPolicy(AgentBase):
         self.timesteps, self.updates, self._owed = int(counts["timesteps"]), int(counts["updates"]), counts["owed"]
         # Its sizes are the environment's: it is put in place when the next rollout tells them.
         self.replay, self._saved_replay = None, state["replay"][0] if state["replay"] else None
-
-
-def box_only(spec: PolicySpec, name: str) -> None:
-    """Raises InputError where the actions are not of a Box."""
-    if spec.action != "box":
-        raise InputError(f"agent {name} plays Box actions, not {spec.action_space}: accepted are ppo, a2c, dqn")
-
-
-def uniform_action(noise: Tensor) -> Tensor:
-    """Standard normal noise as uniform in [-1, 1]: 2 Phi(z) - 1."""
-    return 2 * torch.special.ndtr(noise) - 1

@@ -22,6 +22,7 @@ from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
 from environments.errors import InputError
+from environments.vec_env import VecEnv
 
 
 class Batch(NamedTuple):
@@ -86,6 +87,13 @@ class AgentPPO(AgentBase):
         column = torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1)
         return column.expand(self.n_members, 1).contiguous()
 
+    def check_env(self, env: VecEnv) -> None:
+        if self.config.group_baseline and env.envs_per_clock == 1:
+            raise InputError(
+                "group_baseline is of environments that share a clock, and here each has its own: accepted with fewer "
+                "clock_groups than n_envs"
+            )
+
     def embed(self, windows: Tensor) -> Tensor:
         return self.policy.embed(windows, self.policy.actor)
 
@@ -110,7 +118,7 @@ class AgentPPO(AgentBase):
             for name in ("gamma", "gae_lambda", "reward_scale")
         )
         advantage, returns = gae(rollout.reward * scale, value[:-1], next_value, done, gamma, lam)
-        if self.config.group_baseline and rollout.envs_per_clock > 1:
+        if self.config.group_baseline:
             advantage = less_the_others(advantage, rollout.envs_per_clock)
         return tuple(self._by_member(rollout, x) for x in (advantage, returns, value[:-1]))
 
@@ -214,6 +222,7 @@ class AgentPPO(AgentBase):
                 break
         after = None
         if config.critic_epochs:
+            self.on_phase("critic")
             train_critic(self, rollout, batch)
             after = self._by_member(rollout, self._rollout_values(rollout)[0][:-1])
         if self.policy.state_normalizer is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from drl_agents.agents.action_critics import AgentActionCritics, uniform_action
 from drl_agents.agents.members import PerMember
-from drl_agents.agents.off_policy import AgentOffPolicy, OffPolicyConfig, box_only, uniform_action
-from drl_agents.networks.action_value import ActionValue, ActorHead
+from drl_agents.agents.off_policy import OffPolicyConfig
 from drl_agents.networks.spec import PolicySpec
 from drl_agents.rollout.replay import Batch
 
@@ -37,11 +37,13 @@ class Temperature(nn.Module):
         self.log = nn.Parameter(alpha.log())
 
 
-class AgentSAC(AgentOffPolicy):
+class AgentSAC(AgentActionCritics):
     """SAC over Box actions: a tanh-squashed Gaussian actor, two critics, a temperature that finds itself.
 
     Args: see `AgentOffPolicy`.
     """
+
+    name, action_distribution, config_class = "sac", "squashed", SACConfig
 
     def __init__(
         self,
@@ -50,16 +52,9 @@ class AgentSAC(AgentOffPolicy):
         seeds: Sequence[int] = (0,),
         device: torch.device | str = "cpu",
     ) -> None:
-        box_only(spec, "sac")
-        spec = replace(spec, distribution="squashed", value=False)
-        super().__init__(spec, config or SACConfig(), seeds, device)
-        self.actor = ActorHead(self.policy)
-        self.critic = ActionValue(spec, 2, seeds).to(self.device)
+        super().__init__(spec, config, seeds, device)
         self.temperature = Temperature(self.hyper["alpha"])
-        self.add_learnt("actor", self.actor, self.n_members)
-        self.add_learnt("critic", self.critic, 2 * self.n_members)
         self.add_learnt("temperature", self.temperature, self.n_members)
-        self.add_target("critic_target", "critic")
 
     @property
     def noise_size(self) -> int:
@@ -83,15 +78,9 @@ class AgentSAC(AgentOffPolicy):
         alpha = self.temperature.log.exp()
         with self.precision(), torch.no_grad():
             action, log_prob = self.distribution.sample(self.actor(next_seen, batch.next_state), None, next_noise)
-            later = torch.func.functional_call(self.critic, self.views("critic_target"), (next_x, action)).amin(1)
-            goal = batch.reward + batch.discount * (later - alpha * log_prob)
-        views = self.views("critic", grad=True)
-        with torch.enable_grad():
-            with self.precision():
-                value = torch.func.functional_call(self.critic, views, (x, batch.action))
-            error = value - goal.unsqueeze(1)
-            qf_loss = (batch.weight * error.square().sum(1)).mean(1)
-            norm = self.descend("critic", self.hyper["q_lr"], qf_loss, views)
+            later = self.least_target_value(next_x, action) - alpha * log_prob
+            goal = batch.reward + batch.discount * later
+        figures = self.fit_critics(x, batch, goal, self.hyper["q_lr"])
         views = self.views("actor", grad=True)
         with torch.enable_grad():
             with self.precision():
@@ -108,14 +97,12 @@ class AgentSAC(AgentOffPolicy):
                 loss = (-views["log"].exp() * (target - entropy).unsqueeze(1)).sum(1)
                 self.descend("temperature", self.hyper["q_lr"], loss, views)
         self.follow("critic_target", "critic")
-        norms = torch.stack([norm, actor_norm])
+        norms = torch.stack([figures["grad_norm"], actor_norm])
         return {
-            "qf_loss": qf_loss.detach(),
+            **figures,
             "actor_loss": actor_loss.detach(),
-            "q_value": value.detach().mean((1, 2)),
             "entropy": entropy,
             "alpha": alpha.squeeze(1),
             "grad_norm": norms.amax(0),
             "skipped_updates": (~norms.isfinite()).any(0).float(),
-            "error": error.detach().abs().mean(1),
         }

@@ -20,9 +20,9 @@ from drl_agents.agents.adam import FlatAdam
 from drl_agents.agents.base import AgentBase
 from drl_agents.agents.members import PerMember, check_ranges, member_columns
 from drl_agents.agents.short_horizon import InwardClamp, window_objective
-from drl_agents.networks.build import build_policy
+from drl_agents.networks.build import MEMORYLESS, build_policy
 from drl_agents.networks.normalizer import MarketWindows
-from drl_agents.networks.policy import PolicySpec
+from drl_agents.networks.policy import PolicySpec, first_weights
 from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
@@ -101,8 +101,10 @@ class AgentSHAC(AgentBase):
         config: hyper-parameters.
         seeds: one per member; a member depends on its own seed alone.
 
+    An encoder of the market, which actor and critics share, learns from the actor's objective alone.
+
     Raises:
-        InputError: the network is not an MLP.
+        InputError: another network than `MEMORYLESS`: a window's graph begins without a memory.
     """
 
     config_class = SHACConfig
@@ -116,9 +118,7 @@ class AgentSHAC(AgentBase):
     ) -> None:
         self.spec, self.config = spec, config or SHACConfig()
         super().__init__(seeds, torch.device(device), self.config.amp, self.config.compile)
-        if spec.network != "mlp":
-            raise InputError(f"network={spec.network!r}: agent shac takes its gradient through mlp")
-        self.policy = build_policy(spec, seeds).to(self.device)
+        self.policy = build_policy(spec, seeds, accepted=MEMORYLESS).to(self.device)
         self.distribution = self.policy.distribution
         self.target = copy.deepcopy(self.policy.critic).requires_grad_(False)
         self.actor_parameters = FlatParameters(_actor(self.policy), self.n_members)
@@ -159,14 +159,7 @@ class AgentSHAC(AgentBase):
             InputError: the environment cannot be differentiated, says why; or it has other members than the agent.
         """
         self.check_env(env)
-        if env.n_members != self.n_members:
-            raise InputError(f"the environment serves {env.n_members} members, the agent has {self.n_members}")
-        rollout = self._buffer(env, horizon_len)
-        each = env.n_envs // self.n_members
-        noise = torch.stack([self.distribution.noise((horizon_len, each), g) for g in self.noise_generators], dim=1)
-        noise = noise.to(self.device)
-        if self._explored is not env or self._observation is None:
-            self._observation, self._explored = env.reset(), env
+        rollout, noise = self._begin(env, horizon_len)
         draws, observation = env.draws(horizon_len), self._observation
         env.detach()
         rewards, finals = [], []
@@ -256,8 +249,7 @@ class AgentSHAC(AgentBase):
         if rollout.final_bar is not None:
             bar = rollout.final_bar[step[index], env[index] // rollout.envs_per_clock]
             seen = self.windows(rollout.rows).at(bar)
-        with self.precision():
-            found = self.policy.outputs(seen, state, self.target)[0].squeeze(-1)
+        found = self._values(seen, state, self.target)
         rows = (step[index][own], env[index][own])
         return torch.zeros_like(rollout.reward).index_put(rows, found[own])
 
@@ -265,9 +257,22 @@ class AgentSHAC(AgentBase):
         """(T, N) the target critic's values of what was seen before each step."""
         bar = None if rollout.bar is None else rollout.by_member(rollout.bar[:-1])
         seen = None if bar is None else self.windows(rollout.rows).at(bar)
-        with self.precision():
-            value = self.policy.outputs(seen, rollout.by_member(rollout.state[:-1]), self.target)[0].squeeze(-1)
+        value = self._values(seen, rollout.by_member(rollout.state[:-1]), self.target)
         return rollout.by_time(value, rollout.horizon_len)
+
+    def _values(self, seen: Tensor | None, state: Tensor, critic: nn.Module) -> Tensor:
+        """(P, n) a critic's values of normalised windows (P, m, L * R), None outside a market, and states (P, n, K).
+
+        No gradient goes back to an encoder: it would change what the actor sees to please the critic.
+        """
+        policy = self.policy
+        with self.precision():
+            if policy.encoder is None:
+                return policy.outputs(seen, state, critic)[0].squeeze(-1)
+            with torch.no_grad():
+                encoded = policy.encode(seen)
+            market = torch.bmm(encoded, first_weights((critic,))[:, : encoded.shape[-1]])
+            return policy.heads(market, state, critic)[0].squeeze(-1)
 
     def _fit_critic(self, rollout: Rollout, returns: Tensor, falling: float) -> tuple[Tensor, Tensor]:
         """(value loss, share of the steps that were skipped for their gradients), each (P,), means over the passes.
@@ -309,8 +314,7 @@ class AgentSHAC(AgentBase):
         seen = None if bar is None else windows.at(bar[member, index])
         critic = self.policy.critic
         with torch.enable_grad():
-            with self.precision():
-                value = self.policy.outputs(seen, pick(state), critic)[0].squeeze(-1)
+            value = self._values(seen, pick(state), critic)
             loss = 0.5 * (value - pick(returns)).square().mean(1)
             grad = self.critic_parameters.flatten(torch.autograd.grad(loss.sum(), list(critic.parameters())))
         with torch.no_grad():
@@ -340,7 +344,8 @@ class AgentSHAC(AgentBase):
 
 
 def _actor(policy: nn.Module) -> nn.Module:
-    """What the actor's gradient is taken of: its network, and its noise's standard deviation where there is one."""
+    """What the actor's gradient is taken of: its network, and, where there are any, the encoder of the market and its
+    noise's standard deviation."""
     parts = nn.Module()
-    parts.network, parts.log_std = policy.actor, policy.log_std
+    parts.network, parts.encoder, parts.log_std = policy.actor, policy.encoder, policy.log_std
     return parts

@@ -10,6 +10,8 @@ from drl_agents.networks.recurrent import RecurrentActorCritic
 from drl_agents.networks.spec import PolicySpec
 from environments.errors import InputError
 
+MEMORYLESS = ("mlp", "transformer", "lightweight")  # what decides by a window of bars and the account, every time anew
+
 
 def build_policy(spec: PolicySpec, seeds: Sequence[int], accepted: Collection[str] | None = None) -> ActorCritic:
     """The policy of `spec` for one member per seed; a member's first weights depend on its own seed alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,9 @@ MAX_TABLE = 2**28  # numbers in a table made once per bar; beyond, a gigabyte, t
 
 
 class FixedNormalizer(nn.Module):
-    """(x - mean) / std within +-10, unknown (NaN) -> 0, the mean. Statistics (P, D), set once from training data."""
+    """(x - mean) / std within +-limit, unknown (NaN) -> 0, the mean. Statistics (P, D), set once from training data."""
+
+    limit: float = LIMIT
 
     def __init__(self, n_members: int, size: int) -> None:
         super().__init__()
@@ -25,9 +29,10 @@ class FixedNormalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(P, n, k * D) -> the same: the statistics serve k rows laid side by side."""
-        repeats = x.shape[-1] // self.mean.shape[-1]
-        mean, std = self.mean.repeat(1, repeats).unsqueeze(1), self.std.repeat(1, repeats).unsqueeze(1)
-        return torch.nan_to_num((x - mean) / std, nan=0.0).clamp(-LIMIT, LIMIT)
+        mean, std = self.mean.unsqueeze(1), self.std.unsqueeze(1)
+        if (repeats := x.shape[-1] // mean.shape[-1]) > 1:
+            mean, std = mean.repeat(1, 1, repeats), std.repeat(1, 1, repeats)
+        return torch.nan_to_num((x - mean) / std, nan=0.0).clamp(-self.limit, self.limit)
 
 
 class RunningNormalizer(FixedNormalizer):
@@ -56,6 +61,8 @@ class RunningNormalizer(FixedNormalizer):
 
 class PlainNormalizer(FixedNormalizer):
     """x as it is, unknown (NaN) -> 0, without a limit; nothing is learned."""
+
+    limit = math.inf
 
     def forward(self, x: Tensor) -> Tensor:
         """(P, n, D) -> the same."""

@@ -117,8 +117,9 @@ class MLP(nn.Module):
         """
         for i, layer in enumerate(self.layers[1:-1]):
             x = layer(self._activated(x, i))
-        x = self._activated(x, len(self.layers) - 2)
         with torch.autocast(x.device.type, enabled=False):
+            # Activated in here: rounded for a product to come, it would be worked out again for its gradient.
+            x = self._activated(x, len(self.layers) - 2)
             return self.layers[-1](x.to(self.layers[-1].weight.dtype))
 
     def _activated(self, sums: Tensor, layer: int) -> Tensor:

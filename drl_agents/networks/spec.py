@@ -106,6 +106,8 @@ class PolicySpec:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden={self.hidden}: at least one layer of at least one unit")
+        if not -20 <= self.log_std <= 2:  # from 2e-9 to 7 times half the range of an action
+            raise InputError(f"log_std={self.log_std}: accepted are -20 to 2")
         kinds = ("standard", "quantile", *(() if self.row_size else ("none",)))
         if self.normalizer not in kinds:
             raise InputError(f"normalizer={self.normalizer!r}: accepted are {', '.join(kinds)}")

@@ -41,7 +41,8 @@ SEEDS = (1, 2, 3)
 STARTS, LOOK_AT, HELD_OUT = 20, 10_000, 20_000  # starts of a look; seeds of what is looked at, and of what is not
 LOOKS = 25
 
-# steps: what CleanRL's dqn.py is documented with (its PPO too); for Pendulum-v1, which it does not list, RL Zoo's.
+# steps: what CleanRL's PPO is documented with; for Pendulum-v1, which it does not list, and for DQN, with the
+# hyper-parameters on both sides, RL Zoo's (https://github.com/DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml).
 CLASSICS: dict[str, dict[str, Any]] = {
     "a2c": {
         "env": "CartPole-v1", "threshold": 475.0, "steps": 500_000, "n_envs": 8,
@@ -61,10 +62,15 @@ CLASSICS: dict[str, dict[str, Any]] = {
         "peer": (TD3, {"learning_rate": 1e-3, "learning_starts": 1_000, "gamma": 0.98}),
     },
     "dqn": {
-        "env": "CartPole-v1", "threshold": 475.0, "steps": 500_000, "n_envs": 4, "peer_envs": 1,
-        "network": {"hidden": (120, 84), "activation": "relu"}, "config": {"learning_starts": 10_000},
-        "peer": (DQN, {"learning_rate": 2.5e-4, "buffer_size": 10_000, "learning_starts": 10_000, "batch_size": 128,
-                       "train_freq": 10, "target_update_interval": 500, "exploration_fraction": 0.5}),
+        "env": "CartPole-v1", "threshold": 475.0, "steps": 50_000, "n_envs": 1,
+        "network": {"hidden": (256, 256), "activation": "relu"},
+        # Every 256 steps 128 gradient steps in one go, during which stable-baselines3's target stays as it is too.
+        "config": {"horizon_len": 256, "update_to_data": 0.5, "target_network_frequency": 128, "learning_rate": 2.3e-3,
+                   "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1_000, "exploration_fraction": 0.16,
+                   "end_e": 0.04},
+        "peer": (DQN, {"learning_rate": 2.3e-3, "buffer_size": 100_000, "learning_starts": 1_000, "batch_size": 64,
+                       "train_freq": 256, "gradient_steps": 128, "target_update_interval": 10,
+                       "exploration_fraction": 0.16, "exploration_final_eps": 0.04}),
     },
     "sac": {
         "env": "Pendulum-v1", "threshold": -200.0, "steps": 20_000, "n_envs": 1,
@@ -199,7 +205,7 @@ def peer(name: str, seed: int) -> dict[str, Any]:
         size = gymnasium.make(task["env"]).action_space.shape[0]
         options = {**options, "action_noise": NormalActionNoise(np.zeros(size), 0.1 * np.ones(size))}
     policy = {"net_arch": list(network["hidden"]), "activation_fn": activation}
-    env = make_vec_env(task["env"], n_envs=task.get("peer_envs", task["n_envs"]), seed=seed)
+    env = make_vec_env(task["env"], n_envs=task["n_envs"], seed=seed)
     model = kind("MlpPolicy", env, seed=seed, policy_kwargs=policy, device="cpu", **options)
     judge = Judge(task["env"], task["threshold"], 1)
     callback = PeerLook(judge, task["steps"])

@@ -4,13 +4,14 @@
 
 R is the simple return of the next bar, which an order decided on s[t] captures whole; without the signal it is 0 on
 average, so that neither cash nor holding earns anything. A position w in [0, 1] moved to w' costs c |w' - w|.
-Value iteration gives the best policy.
+Value iteration gives the best policy of one asset. Without costs it holds, of however many assets, the one whose next
+return is expected to be largest, or none where all are below 0: see `best_without_costs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,22 +29,37 @@ BPS = 1e-4
 
 @dataclass(frozen=True)
 class Planted:
-    """ic: correlation of the signal with the next return. cost_bps: of traded value. rho: of the signal per bar."""
+    """ic: correlation of the signal with the next return. cost_bps: of traded value. rho: of the signal per bar.
+    n_assets: each with a signal of its own. delay: bars ago the signal was shown that leads the next return; with rho 0
+    what was shown since says nothing, and who saw no more than the last bar knows nothing."""
 
     ic: float
     cost_bps: float
     rho: float = 0.9
     sigma: float = 0.01
+    n_assets: int = 1
+    delay: int = 0
 
     def expected_return(self, signal: Any) -> Any:
         """E[R | s], see above."""
         return np.expm1(self.sigma * self.ic * signal - (self.sigma * self.ic) ** 2 / 2)
 
     def market(self, n_bars: int, seed: int) -> Market:
-        """Hourly bars of one coin."""
+        """Hourly bars of the coins."""
         drift = -(self.sigma**2) / 2 * MINUTES_PER_YEAR / 60
-        kind = {"kind": "signal", "n_assets": 1, "sigma": self.sigma, "ic": self.ic, "rho": self.rho, "drift": drift}
-        return Market.from_bars(load_bars("synthetic", options={**kind, "n_bars": n_bars}, seed=seed))
+        kind = {"kind": "signal", "sigma": self.sigma, "ic": self.ic, "rho": self.rho, "drift": drift}
+        size = {"n_assets": self.n_assets, "n_bars": n_bars + self.delay}
+        bars = load_bars("synthetic", options={**kind, **size}, seed=seed)
+        if self.delay:  # shown so many bars before it leads
+            shown = bars.frame.groupby("symbol")["signal"].shift(-self.delay)
+            bars = replace(bars, frame=bars.frame.assign(signal=shown).dropna())
+        return Market.from_bars(bars)
+
+    def expected_returns(self, market: Market) -> Tensor:
+        """(B, A) E[R] of each next bar; NaN of the first `delay` bars."""
+        signal = market.extra[..., market.extra_names.index("signal")].numpy()
+        unknown = np.full_like(signal[: self.delay], np.nan)
+        return torch.as_tensor(self.expected_return(np.concatenate([unknown, signal[: len(signal) - self.delay]])))
 
     def env_options(self, action: str = "weights") -> dict[str, Any]:
         """Of `MarketVecEnv`: all features are seen, the signal the last of them; a full trade is all of the equity."""
@@ -101,37 +117,57 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
 
 
 def walking(
-    planted: Planted, market: Market, window: tuple[int, int], n_walks: int, n_members: int, action: str = "trades"
+    planted: Planted,
+    market: Market,
+    window: tuple[int, int],
+    n_walks: int,
+    n_members: int,
+    action: str = "trades",
+    lookback: int = 1,
 ) -> MarketVecEnv:
     """`n_walks` accounts for each member, each walking its part of the window."""
     edges = np.linspace(*window, n_walks + 1).astype(int)  # all but as long as one another
     parts = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     return MarketVecEnv(
         market, n_walks * n_members, n_members=n_members, segments=parts, random_start=False, episode_length=None,
-        **planted.env_options(action),
+        lookback=lookback, **planted.env_options(action),
     )  # fmt: skip
 
 
 @torch.no_grad()
 def gains(planted: Planted, env: MarketVecEnv, decide: Callable[[Tensor], Tensor]) -> Tensor:
-    """(P,) mean per bar of w' E[R | s] - fees / equity over the walks of each member: what the policy earns, with the
-    chance of the bars themselves averaged out.
+    """(P,) mean per bar of the sum over assets of w' E[R | s], less fees / equity, over the walks of each member: what
+    the policy earns, with the chance of the bars themselves averaged out.
 
     Args:
-        env: of `walking`. decide: dense observations (P, n, D) -> actions (P, n, 1).
+        env: of `walking`. decide: dense observations (P, n, D) -> actions (P, n, .).
     """
-    signal = env.market.extra[:, 0, env.market.extra_names.index("signal")]
-    signal = torch.as_tensor(planted.expected_return(signal.numpy()))
+    expected = planted.expected_returns(env.market)
     observation, p = env.reset(), env.n_members
-    steps = int((env.stop - env.bar).min()) - 1
+    steps = _walked(env)
     total = torch.zeros(env.n_envs, dtype=torch.float64)
     for _ in range(steps):
         bar, before = env.bar.clone(), env.equity.clone()
         dense = build_observation(env.rows, observation, env.lookback).view(p, env.n_envs // p, -1)
         observation = env.step(decide(dense).flatten(0, 1)).observation
-        held = env.last_shares[:, 0] * env.market.open[bar + 1, 0] / before
-        total += held * signal[bar] - env.fees / before
+        held = env.last_shares * env.market.open[bar + 1] / before.unsqueeze(1)
+        total += (held * expected[bar]).sum(1) - env.fees / before
     return total.view(p, -1).mean(1) / steps
+
+
+def best_without_costs(planted: Planted, env: MarketVecEnv) -> float:
+    """The most that `gains` can be where trading is free: the mean over the walks' bars of max(0, max_a E[R_a]).
+
+    What is held does not bear on what can be held next, so the best policy is the best choice of every bar.
+    """
+    env.reset()
+    bars = env.bar.unsqueeze(1) + torch.arange(_walked(env))
+    return planted.expected_returns(env.market)[bars].amax(-1).clamp(min=0).mean().item()
+
+
+def _walked(env: MarketVecEnv) -> int:
+    """Steps of the shortest walk, from its first bar."""
+    return int((env.stop - env.bar).min()) - 1
 
 
 def best_decision(best: Optimum) -> Callable[[Tensor], Tensor]:

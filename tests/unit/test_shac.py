@@ -105,7 +105,9 @@ def differences(env: MarketVecEnv, actions: torch.Tensor, step: float = 1e-4) ->
 def test_the_gradient_through_the_books_is_that_of_finite_differences(which, options, request):
     """Six steps with all costs and all reward terms; what is bought, sold and held differs between the environments."""
     market = request.getfixturevalue(which)
-    env = MarketVecEnv(market, 5, reward=TERMS, episode_length=50, **COSTS, **options)
+    # So much that the whole shares of what is sold short are no steps beside the differences.
+    cash = 1e12 if options.get("shorting") else 1e5
+    env = MarketVecEnv(market, 5, reward=TERMS, episode_length=50, initial_cash=cash, **COSTS, **options)
     generator = torch.Generator().manual_seed(11)
     shape = (6, 5, 12) if options["action"] == "regimes" else (6, 5, *env.single_action_space.shape)
     # Buys at first, so that there is something to sell; nobody runs into the limits of the account.
@@ -231,10 +233,13 @@ OWN = {
     "max_grad_norm": (0.5, 5.0, 0.05),
     "reward_scale": (1.0, 0.1, 2.0),
 }
+ENCODER = {"network": "lightweight", "d_model": 8, "n_heads": 2}
 EXACT = AssetRule(increment=2**-20, min_quantity=2**-20, min_notional=10.0)
 
 
-def build(market: Market, members: list[int], action: str = "trades", **config) -> tuple[AgentSHAC, MarketVecEnv]:
+def build(
+    market: Market, members: list[int], action: str = "trades", network: dict | None = None, **config
+) -> tuple[AgentSHAC, MarketVecEnv]:
     """The given members, side by side; hyper-parameters given as tuples are picked member by member."""
     seeds = [SEEDS[p] for p in members]
     env = VectorizedCryptoEnvAlpaca(
@@ -243,30 +248,33 @@ def build(market: Market, members: list[int], action: str = "trades", **config) 
     )  # fmt: skip
     chosen = {k: tuple(v[p] for p in members) if isinstance(v, tuple) else v for k, v in config.items()}
     hyper = SHACConfig(**{"horizon_len": 8, "num_minibatches": 2, **chosen})
-    agent = AgentSHAC(PolicySpec.of(env, hidden=(8, 8)), hyper, seeds)
+    agent = AgentSHAC(PolicySpec.of(env, hidden=(8, 8), **(network or {})), hyper, seeds)
     agent.policy.fit_normalizer(env)
     return agent, env
 
 
-def test_a_member_of_three_equals_the_same_alone(coins):
-    together, env = build(coins, [0, 1, 2], **OWN)
+@pytest.mark.parametrize(("network", "iterations"), [({}, 50), (ENCODER, 14)])
+def test_a_member_of_three_equals_the_same_alone(coins, network, iterations):
+    together, env = build(coins, [0, 1, 2], network=network, **OWN)
     start = together.actor_parameters.values.clone()
-    train(together, env, Budget(iterations=50))
+    train(together, env, Budget(iterations=iterations))
     for p in range(3):
-        alone, env = build(coins, [p], **OWN)
-        train(alone, env, Budget(iterations=50))
+        alone, env = build(coins, [p], network=network, **OWN)
+        train(alone, env, Budget(iterations=iterations))
         assert (together.actor_parameters.values[p] - start[p]).abs().max() > 1e-2
         for name, value in alone.policy.state_dict().items():
             assert_close(member_state(together.policy, p)[name], value, rtol=0, atol=1e-4)
         assert_close(together.target_parameters.values[p], alone.target_parameters.values[0], rtol=0, atol=1e-4)
 
 
-def test_the_actors_gradient_is_that_of_the_objective(coins):
-    """Against differences of what a whole window comes to, the critic's value at its end included."""
-    agent, env = build(coins, [0], horizon_len=5)
+@pytest.mark.parametrize(("network", "worth"), [({}, 3.0), (ENCODER, 0.0)])
+def test_the_actors_gradient_is_that_of_the_objective(coins, network, worth):
+    """Against differences of what a whole window comes to, the critic's value at its end included. With an encoder that
+    value is left out: it reads the encoder, and has no say in it."""
+    agent, env = build(coins, [0], network=network, horizon_len=5)
     agent.policy.log_std.data.fill_(-4.0)
     agent.policy.actor.layers[-1].bias.data.fill_(0.3)  # buys, and none of them runs into a limit
-    agent.target_parameters.values.mul_(3)  # so that the value at the end matters
+    agent.target_parameters.values.mul_(worth)  # so that the value at the end matters
     start = env.state_dict()
     noise = agent.noise_generators[0].get_state()
     flat, grads = agent.actor_parameters.values, []
@@ -287,8 +295,11 @@ def test_the_actors_gradient_is_that_of_the_objective(coins):
 
     loss()
     (slope,) = grads[0]
-    biggest = slope.abs().topk(6).indices
-    for i in biggest.tolist():
+    biggest = slope.abs().topk(6).indices.tolist()
+    if network:
+        first = sum(agent.actor_parameters.widths[: [*agent.actor_parameters.shapes].index("encoder.rows.weight")])
+        biggest += (first + slope[first:].abs().topk(6).indices).tolist()
+    for i in biggest:
         kept = flat[0, i].item()
         moved = []
         for sign in (1, -1):
@@ -296,6 +307,20 @@ def test_the_actors_gradient_is_that_of_the_objective(coins):
             moved.append(loss())
         flat[0, i] = kept
         assert (moved[0] - moved[1]) / 6e-3 == pytest.approx(float(slope[i]), rel=0.05, abs=2e-4)
+
+
+def test_the_critic_has_no_say_in_the_encoder(coins):
+    """Where nothing is earned, and the accounts' states do not tell either, the encoder stays as it is."""
+    agent, env = build(coins, [0], network=ENCODER)
+    encoder, critic = (part.state_dict() for part in (agent.policy.encoder, agent.policy.critic))
+    before = [{name: value.clone() for name, value in part.items()} for part in (encoder, critic)]
+    for _ in range(2):
+        rollout = agent.explore_env(env, 8)
+        window = agent._window
+        agent._window = window._replace(reward=window.reward * 0, final_state=window.final_state.detach())
+        agent.update(rollout)
+    assert all(torch.equal(encoder[name], value) for name, value in before[0].items())
+    assert not all(torch.equal(critic[name], value) for name, value in before[1].items())
 
 
 @pytest.mark.parametrize(
@@ -369,7 +394,7 @@ def test_bad_hyper_parameters_are_named(field, value, said):
         SHACConfig(**{field: value})
 
 
-@pytest.mark.parametrize("network", [{"per_asset": True}, {"layer_norm": True, "normalizer": "quantile"}])
+@pytest.mark.parametrize("network", [{"per_asset": True}, {"layer_norm": True, "normalizer": "quantile"}, ENCODER])
 def test_environments_may_share_clocks(coins, network):
     env = MarketVecEnv(coins, 8, n_members=2, seed=[0, 1], episode_length=20, clock_groups=2)
     agent = AgentSHAC(PolicySpec.of(env, hidden=(8,), **network), SHACConfig(horizon_len=8, num_minibatches=2), (3, 4))
@@ -379,5 +404,5 @@ def test_environments_may_share_clocks(coins, network):
 
 def test_a_remembering_network_is_refused(coins):
     env = MarketVecEnv(coins, 2)
-    with pytest.raises(InputError, match="network='gru': agent shac takes its gradient through mlp"):
+    with pytest.raises(InputError, match="network='gru': accepted with this agent are mlp, transformer, lightweight"):
         AgentSHAC(PolicySpec.of(env, network="gru", hidden_dim=8))
