@@ -28,6 +28,7 @@ from environments.portfolio import (
     floor_to,
     remnant,
     straight_through,
+    whole_shorts,
     with_sign,
     within_limit,
 )
@@ -127,8 +128,8 @@ def to_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, ru
     Cash account: sells end at what is held; where the fee is taken from what is bought, one that would leave less than
     an increment sells all. Buys that cost more, at the marks, than the cash and the proceeds of the sells are all
     scaled by the same factor: a broker would refuse what cannot be paid. Margin account: sells end at what is held
-    unless it may be sold short, and what opens or grows positions is scaled to the limit at the marks
-    (`portfolio.within_limit`). Costs are left to the fill, which scales again.
+    unless it may be sold short, in whole shares (`portfolio.whole_shorts`), and what opens or grows positions is scaled
+    to the limit at the marks (`portfolio.within_limit`). Costs are left to the fill, which scales again.
     """
     if not rules.margin.cash_account:
         return _margin_orders(wanted, account, mark, judged, rules)
@@ -160,7 +161,7 @@ def _signed(size: Tensor, wanted: Tensor) -> Tensor:
 def _margin_orders(wanted: Tensor, account: Account, mark: Tensor, judged: Tensor, rules: RuleTensors) -> Tensor:
     if not rules.margin.shorting:
         wanted = torch.maximum(wanted, -account.shares)
-    size = floor_to(wanted.abs(), rules.increment)
+    size = whole_shorts(floor_to(wanted.abs(), rules.increment), wanted, account.shares, rules)
     kept = size * (acceptable(size, mark, rules) & judged)
     size = straight_through(kept, size * judged) if differentiated(size) else kept
     return _signed(within_limit(size, wanted, account, mark, None, rules), wanted)

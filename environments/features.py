@@ -7,9 +7,10 @@ weight of what came before is under 1e-30, so a live trader that keeps `MEMORY` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import unwrap
 
 import numpy as np
 import talib
@@ -20,6 +21,8 @@ from environments.errors import InputError
 from environments.market import Market
 
 MEMORY = 1_024
+# As they are in C: what TA-Lib wraps them in asks of every argument whether it is a pandas Series, for as long again.
+_CCI, _DX, _MACD, _RSI = (unwrap(function) for function in (talib.CCI, talib.DX, talib.MACD, talib.RSI))
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,38 @@ class Bars:
     @cached_property
     def macd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """MACD, its signal and their difference."""
-        return talib.MACD(self.close, 12, 26, 9)
+        return _MACD(self.close, 12, 26, 9)
+
+    @cached_property
+    def rsi(self) -> np.ndarray:
+        return _RSI(self.close, 14)
+
+    @cached_property
+    def cci(self) -> np.ndarray:
+        return _CCI(self.high, self.low, self.close, 14)
+
+    @cached_property
+    def dx(self) -> np.ndarray:
+        return _DX(self.high, self.low, self.close, 14)
 
 
 def _log_return(bars: Bars, span: int) -> np.ndarray:
-    value = np.full(bars.close.size, np.nan)
-    value[span:] = np.log(bars.close[span:] / bars.close[:-span])
+    value = np.full(bars.close.shape, np.nan)
+    value[..., span:] = np.log(bars.close[..., span:] / bars.close[..., :-span])
     return value
 
 
 def _volume_score(bars: Bars) -> np.ndarray:
     """Deviation of log(1 + volume) from its 20-bar mean, in its 20-bar standard deviations, within +-5."""
     level = np.log1p(bars.volume)
-    value = np.full(level.size, np.nan)
-    if level.size >= 20:
+    value = np.full(level.shape, np.nan)
+    if level.shape[-1] >= 20:
         # Windows rather than running sums: a running sum keeps the rounding of every bar it ever saw, and
         # a live trader that joined later would see other digits.
-        window = level[None] if level.size == 20 else np.lib.stride_tricks.sliding_window_view(level, 20)
-        spread = window.std(axis=1)
-        value[19:] = np.clip((level[19:] - window.mean(axis=1)) / np.maximum(spread, 1e-6), -5, 5)
+        window = np.lib.stride_tricks.sliding_window_view(level, 20, axis=-1)
+        off = window - np.add.reduce(window, axis=-1, keepdims=True) / 20
+        spread = np.sqrt(np.add.reduce(off * off, axis=-1) / 20)
+        value[..., 19:] = np.clip(off[..., -1] / np.maximum(spread, 1e-6), -5, 5)
     return value
 
 
@@ -66,15 +82,44 @@ FEATURES: dict[str, Callable[[Bars], np.ndarray]] = {
     "macd": lambda b: b.macd[0] / b.close,
     "macd_signal": lambda b: b.macd[1] / b.close,
     "macd_hist": lambda b: b.macd[2] / b.close,
-    "rsi": lambda b: talib.RSI(b.close, 14) / 50 - 1,
-    "cci": lambda b: talib.CCI(b.high, b.low, b.close, 14) / 100,
-    "dx": lambda b: talib.DX(b.high, b.low, b.close, 14) / 100,
+    "rsi": lambda b: b.rsi / 50 - 1,
+    "cci": lambda b: b.cci / 100,
+    "dx": lambda b: b.dx / 100,
     "volume_score": _volume_score,
 }
 
-# Of those that look back a few bars: how many they read. The newest value needs no more than these.
-SPANS = {"return_1": 2, "return_5": 6, "return_20": 21, "range": 1, "cci": 14, "volume_score": 20}
-_LONGEST_SPAN = max(SPANS.values())
+
+class _Newest(Bars):
+    """The last `SPAN` bars of A assets, (A, SPAN), NaN before an asset's first; indicators are those of the newest bar,
+    (A, 1)."""
+
+    SPAN = 21  # bars that the features look back, but for what the indicators remember
+
+    def __init__(self, histories: Sequence[np.ndarray]) -> None:
+        recent = np.full((len(histories), 5, self.SPAN), np.nan)
+        for tail, own in zip(recent, histories, strict=True):
+            last = own[:5, -self.SPAN :]
+            tail[:, -last.shape[1] :] = last
+        super().__init__(*recent.swapaxes(0, 1))
+        # TA-Lib refuses one bar alone, but takes what is unknown before it.
+        whole = [own if own.shape[1] > 1 else tail for own, tail in zip(histories, recent, strict=True)]
+        self.__dict__.update(recent=recent, whole=whole)
+
+    @cached_property
+    def macd(self) -> np.ndarray:
+        return np.array([[line[-1] for line in _MACD(own[3], 12, 26, 9)] for own in self.whole]).T[..., None]
+
+    @cached_property
+    def rsi(self) -> np.ndarray:
+        return np.array([_RSI(own[3], 14)[-1:] for own in self.whole])
+
+    @cached_property
+    def cci(self) -> np.ndarray:
+        return np.array([_CCI(own[1], own[2], own[3], 14)[-1:] for own in self.recent])
+
+    @cached_property
+    def dx(self) -> np.ndarray:
+        return np.array([_DX(own[1], own[2], own[3], 14)[-1:] for own in self.whole])
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +184,23 @@ def asset_features(bars: Bars, extra: dict[str, np.ndarray], names: tuple[str, .
         return np.stack([extra[n] if n in extra else FEATURES[n](bars) for n in names], axis=-1)
 
 
-def newest_features(bars: Bars, extra: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
-    """(F,) the last row of `asset_features`: the same functions, over as few bars as they read."""
-    if bars.close.size < 2:
-        return np.full(len(names), np.nan)
-    columns = (bars.open, bars.high, bars.low, bars.close, bars.volume)
-    tail = Bars(*(column[-_LONGEST_SPAN:] for column in columns))
+def newest_features(histories: Sequence[np.ndarray], extra_names: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """(A, F) the rows of `asset_features` at the newest bar of A assets: the same functions, over as few bars as they
+    read; equal as float32.
+
+    Args:
+        histories: each asset's own bars, (5 + E, T) with a T >= 1 of its own, oldest first: open, high, low, close,
+            volume and the columns `extra_names`.
+    """
+    values, bars = np.empty((len(histories), len(names))), _Newest(histories)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.array([extra[n][-1] if n in extra else FEATURES[n](tail if n in SPANS else bars)[-1] for n in names])
+        for column, name in zip(values.T, names, strict=True):
+            if name in extra_names:
+                row = 5 + extra_names.index(name)
+                column[:] = [own[row, -1] for own in histories]
+            else:
+                column[:] = FEATURES[name](bars)[:, -1]
+    return values
 
 
 def ready_from(table: FeatureTable) -> int:

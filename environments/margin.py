@@ -17,8 +17,8 @@ market value (https://www.finra.org/rules-guidance/rulebooks/finra-rules/4210); 
 and both for more under 5 dollars a share, which is not modelled. Borrow fees and interest are charged on the value at
 the end of a day (https://alpaca.markets/support/short-selling-fees, https://alpaca.markets/support/determine-margin-account);
 here at the end of every bar, by the share of a year a bar is. A call to pay in, the minimum equity of 2,000 dollars and
-round lots of borrowed shares are not modelled. Alpaca takes fractional sells from a holding only: give `rules` with
-`fractional: false` to sell whole shares short.
+round lots of borrowed shares are not modelled. Alpaca takes fractional sells from a holding only
+(https://docs.alpaca.markets/docs/fractional-trading): what is sold short is whole shares (`portfolio.whole_shorts`).
 """
 
 from __future__ import annotations

@@ -166,6 +166,22 @@ def match(
     return Fills(with_sign(size, wanted), value, fees)
 
 
+def whole_shorts(size: Tensor, wanted: Tensor, held: Tensor, rules: RuleTensors) -> Tensor:
+    """(N, A) sizes >= 0 of which what is sold short, or bought back of it, is on the short increment, rounded down.
+
+    Of a sell of q against a holding of l = max(held, 0) that is what is beyond l; of a buy against s = max(-held, 0) it
+    is all of it, unless the order closes the position.
+    """
+    step = rules.short_increment
+    if step is None:
+        return size
+    closing = torch.minimum(size, held.clamp(min=0))
+    # The difference of what is nearly the same is off by the rounding of the larger one, not by its own.
+    sold = closing + floor_to(size - closing + 4 * torch.finfo(size.dtype).eps * size, step)
+    bought = torch.where(size < -held, floor_to(size, step), size)
+    return torch.where(wanted < 0, sold, bought)
+
+
 def within_limit(
     size: Tensor, wanted: Tensor, account: Account, price: Tensor, fees: Tensor | None, rules: RuleTensors
 ) -> Tensor:
@@ -177,8 +193,8 @@ def within_limit(
 
         k = (margin * (E - F) - sum (|s_i| - c_i) p_i) / (sum o_i p_i + margin * f),  if that is below 1
 
-    to the increments of c_i + k o_i; below a minimum they are dropped, c_i alone where fees are given (of an order
-    that the venue has, a part may be filled). What closes is never scaled.
+    to the increments of c_i + k o_i (see `whole_shorts`); below a minimum they are dropped, c_i alone where fees are
+    given (of an order that the venue has, a part may be filled). What closes is never scaled.
 
     Args:
         size: (N, A) units >= 0. wanted: (N, A) the same with signs. fees: (N, A) costs of `size`, None to leave them
@@ -195,7 +211,7 @@ def within_limit(
     # margin * E and the gross exposure in one sum: sums over few assets are what a step spends its time on.
     room, bill = limit * account.cash + (limit * value - value.abs() + freed).sum(-1), bill.sum(-1)
     share = (room / bill.clamp(min=1e-12)).clamp(0, 1).unsqueeze(-1)
-    less = floor_to(closing + opening * share, rules.increment)
+    less = whole_shorts(floor_to(closing + opening * share, rules.increment), wanted, held, rules)
     fits = acceptable(less, price, rules)
     less = less * fits if fees is None else torch.where(fits, less, closing)
     return torch.where((bill > room).unsqueeze(-1) & (opening > 0), less, size)
@@ -218,7 +234,7 @@ def _match_margin(
         value = held * price
         worth, gross = account.cash + value.sum(-1), value.abs().sum(-1)
         reference = _reference(worth, gross, price, frictions, volume)
-    size = wanted.abs()
+    size = whole_shorts(wanted.abs(), wanted, held, rules)
     fees = frictions.cost(size * price, None, reference, rate)
     size = within_limit(size, wanted, account, price, fees, rules)
     traded = with_sign(size, wanted)

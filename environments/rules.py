@@ -4,7 +4,7 @@ The crypto table is the one Alpaca published with its crypto trading guide
 (https://alpaca.markets/docs/trading/crypto-trading/, "Minimum Qty" and "Qty Increment"). A pair that is
 not in it takes `CRYPTO_DEFAULT`, the nine decimals every crypto asset has today
 (https://docs.alpaca.markets/docs/crypto-trading-1); stocks are fractional to nine decimals from one
-dollar (https://docs.alpaca.markets/docs/fractional-trading).
+dollar (https://docs.alpaca.markets/docs/fractional-trading), but sold short in whole shares alone, whatever their rule.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class RuleTensors(NamedTuple):
     """The rules of A assets as tensors (A,), in the order of the market's symbols, and what the account may owe.
 
     remnant: share of an increment; a sale that would leave less than that sells all.
-    margin: the account's terms.
+    margin: the account's terms. short_increment: (A,) smallest step of what is sold short; None where it is the
+    increment's.
     """
 
     increment: Tensor
@@ -135,6 +136,7 @@ class RuleTensors(NamedTuple):
     min_notional: Tensor
     remnant: float = HALF
     margin: MarginTerms = CASH_ACCOUNT
+    short_increment: Tensor | None = None
 
 
 class RuleBook:
@@ -170,7 +172,11 @@ class RuleBook:
         rules = [self.rule(symbol) for symbol in symbols]
         columns = ("increment", "min_quantity", "min_notional")
         sizes = (torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns)
-        return RuleTensors(*sizes, remnant=WHOLE if fee_in == "received" else HALF, margin=margin)
+        short = None
+        if margin.shorting and any(r.increment % 1 for r in rules):
+            # "Fractional orders cannot be sold short": https://docs.alpaca.markets/docs/fractional-trading
+            short = torch.tensor([math.ceil(r.increment) for r in rules], dtype=dtype, device=device)
+        return RuleTensors(*sizes, WHOLE if fee_in == "received" else HALF, margin, short)
 
     def to_dict(self, symbols: Sequence[str]) -> dict[str, dict[str, float]]:
         return {symbol: asdict(self.rule(symbol)) for symbol in symbols}

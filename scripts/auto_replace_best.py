@@ -42,7 +42,7 @@ class Options:
     max_loss: float = 0.1
     """fraction of the equity lost, in the shadow or after it took over, that ends it"""
     n_seeds: int = 3
-    """seeds the best configuration is refitted with"""
+    """seeds the best configuration is refitted with, at least 2: the median over them is judged beside the first's"""
     storage: str | None = None
     """Optuna storage, if the study is not in its folder's journal file"""
     logs: Path = Path("logs")
@@ -58,7 +58,7 @@ def tell(result: Replacement) -> None:
     elif result.deployed:
         print(f"trial {result.trial} passed the gate and is the champion now: {result.deployed}")
     elif result.waits:
-        print(f"trial {result.trial} passed the gate and runs in the champion's shadow")
+        print(f"trial {result.trial} passed the gate: it is the challenger, which the champion's trader tries")
     else:
         print(f"trial {result.trial} was refused:")
         for reason in result.verdict.reasons or ["it is in quarantine"]:
@@ -81,6 +81,8 @@ def main(options: Options) -> int:
         raise InputError("--study-name: needed, unless --verify-log or --rollback is given")
     if not options.interval > 0:
         raise InputError(f"--interval {options.interval}: more than 0 seconds is needed")
+    if options.n_seeds < 2:
+        raise InputError(f"--n-seeds {options.n_seeds}: at least 2 are needed, so that no model is judged alone")
     terms = Terms(options.shadow_bars, options.positions, options.health_bars, options.max_loss)
     asked = JobSettings(
         options.study_name, n_seeds=options.n_seeds, storage=options.storage, logs=options.logs, limits=options.limits

@@ -48,6 +48,8 @@ class Options:
 def main(options: Options) -> int:
     if options.noise < 0 or options.edge < 0 or options.noise + options.edge < 1:
         raise InputError(f"--noise {options.noise} --edge {options.edge}: at least one market is needed")
+    if options.pipeline.n_seeds < 1:
+        raise InputError(f"n_seeds={options.pipeline.n_seeds}: at least 1 is needed")
     torch.set_num_threads(1)  # networks this small are slower with more
     until = time.monotonic() + 60 * options.minutes
     lines = read_lines(options.record, options.pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class Options:
 def main(options: Options) -> int:
     if options.speed is not None and not options.speed > 0:
         raise InputError(f"--speed {options.speed}: accepted are seconds > 0")
+    if options.cash is not None and not 0 < options.cash < math.inf:
+        raise InputError(f"--cash {options.cash}: accepted are dollars > 0")
     rates = parse_options(options.faults)
     for kind, rate in rates.items():
         if isinstance(rate, (str, bool)):

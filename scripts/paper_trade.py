@@ -6,10 +6,11 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from drl_agents.deployment.bundle import Bundle, load_bundle
+from drl_agents.deployment.forecast import Forecast
 from drl_agents.deployment.registry import Registry, slot_of
 from drl_agents.deployment.succession import Succession
 from drl_agents.deployment.trader import Hook, PaperTrader, Unreconciled
@@ -21,7 +22,7 @@ from environments.errors import InputError
 from environments.live.alpaca_local.server import LocalAlpaca
 from environments.live.broker import BrokerUnavailable
 from environments.live.local import LocalBroker
-from environments.live.risk import RiskLimits
+from environments.live.risk import HALTED, RiskLimits
 
 BROKERS = ("local", "alpaca-paper")
 STOCK_FEEDS = ("iex", "sip")
@@ -68,8 +69,9 @@ def main(options: Options) -> int:
     if options.stock_feed not in STOCK_FEEDS:
         raise InputError(f"--stock-feed {options.stock_feed}: accepted are {', '.join(STOCK_FEEDS)}")
     check_name("--name", options.name, "<logs>/paper")
+    refuse_unread(options)
     bundle, registry = chosen(options)
-    hook: Hook | None = None
+    hook: Hook = Forecast()
     with contextlib.ExitStack() as stack:
         if options.bundle is None and (options.broker != "local" or options.url is not None):
             # Who trades the champion follows it, and tries those who would replace it.
@@ -81,13 +83,42 @@ def main(options: Options) -> int:
         except (Unreconciled, BrokerUnavailable) as error:
             print(f"halted: {error}", file=sys.stderr)
             return 1
-    growth = result.equity[-1] / result.equity[0] - 1
+    growth = result.equity[-1] / (result.equity[0] * trader.flow_factor) - 1  # what was paid in is no return
     print(
         f"{trader.bundle.id[:12]} traded {result.equity.size - 1} bars: return {growth:+.2%}, "
         f"{result.n_fills} of {result.n_orders} orders filled"
     )
     print(f"equity, orders, state: {trader.folder}")
+    if trader.state == HALTED:
+        reasons = "; ".join(trader.risk.reasons) or "the account had too little left and was closed by force"
+        print(f"halted: {reasons}", file=sys.stderr)
+        return 130 if interrupt.requested else 1
     return 130 if interrupt.requested else 0
+
+
+def refuse_unread(options: Options) -> None:
+    """Raises InputError where something was given that the broker asked for does not read."""
+    if options.bundle is not None and options.slot is not None:
+        raise InputError("--slot: not read with --bundle, which says what is traded; leave one of them out")
+    live = options.broker == "alpaca-paper"
+    unread: list[str] = []
+    if live or options.url is not None:
+        default = DataOptions()
+        changed = [
+            item.name for item in fields(DataOptions) if getattr(options.bars, item.name) != getattr(default, item.name)
+        ]
+        unread += [name for name in changed if name != "gpu"]
+        if options.replay_bars is not None:
+            unread.append("replay_bars")
+    if live and options.speed:
+        unread.append("speed")
+    if not live and options.stock_feed != Options.stock_feed:
+        unread.append("stock_feed")
+    if unread:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        asked = "--broker alpaca-paper" if live else "--broker local" if options.url is None else "--url"
+        whose = "bars and costs are its own" if options.url is not None or live else "it replays bars it is given"
+        raise InputError(f"{named}: not read with {asked}, {whose}; leave {'it' if len(unread) == 1 else 'them'} out")
 
 
 def chosen(options: Options) -> tuple[Bundle, Registry]:
@@ -102,7 +133,7 @@ def chosen(options: Options) -> tuple[Bundle, Registry]:
 
 
 @contextlib.contextmanager
-def opened(options: Options, bundle: Bundle, hook: Hook | None) -> Iterator[PaperTrader]:
+def opened(options: Options, bundle: Bundle, hook: Hook) -> Iterator[PaperTrader]:
     """The trader, with its venue."""
     folder = options.logs / "paper" / options.name
     facts = {"limits": options.risk, "hook": hook}
@@ -122,6 +153,11 @@ def opened(options: Options, bundle: Bundle, hook: Hook | None) -> Iterator[Pape
         return
     market = options.bars.market()
     bundle.check_market(market)
+    if list(market.symbols) != (own := bundle.manifest["market"]["symbols"]):
+        raise InputError(
+            f"bundle {bundle.id[:12]} trades {', '.join(own)}, the bars are of {', '.join(market.symbols)}: give "
+            "its own; other symbols are for scripts/backtest.py"
+        )
     count = options.replay_bars
     if count is None:
         count = bundle.manifest["lineage"]["data"]["holdout_bars"]

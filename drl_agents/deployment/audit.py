@@ -2,11 +2,12 @@
 
     {"previous": "<sha256 of the line before>", "time": ..., "event": ..., ...}
 
-A changed, inserted, removed or reordered line breaks the chain at the line after it. Lines cut off at the end break no
-chain: who promotes writes the digest of its own line into the champion's pointer, see `registry`, and `verify` asks
-that the log still has it. Lines since the last promotion may be cut off unnoticed, and the newest line changed; who can
-write both log and pointers can write another history. A line that a crash cut short stays as it is; the next writer
-ends it and says so in a line of its own, which carries the digest of what is there.
+A changed, inserted, removed or reordered line breaks the chain at the line after it. Lines cut off at the end, and a
+newest line that was changed, break no chain: the digest of the newest line is kept beside the log (`audit.head.json`)
+and that of a promotion's line in the champion's pointer, see `registry`, and `verify` asks that the log still has both.
+The next writer looks, too, and leaves a line that says so for good. Who can write all three can write another history.
+A line that a crash cut short stays as it is; the next writer ends it and says so in a line of its own, which carries
+the digest of what is there.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from drl_agents.training.record import now, plain
-from environments.files import sync_folder
+from environments.files import sync_folder, write_json
 
 FIRST = "0" * 64  # what the first line carries: there is no line before it
-TORN = "torn"
+TORN, MISSING = "torn", "missing"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class AuditLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.head = self.path.with_suffix(".head.json")
 
     def append(self, event: str, fields: Mapping[str, Any]) -> str:
         """Write one line and wait until it is on disk. Returns its digest."""
@@ -64,6 +66,10 @@ class AuditLog:
             if content and not content.endswith(b"\n"):
                 marker = _line(previous, TORN, {"bytes": len(content) - content.rfind(b"\n") - 1})
                 previous, before = digest(marker), b"\n" + marker + b"\n"
+            for head in self._head().values():
+                if head != _last_digest(content) and head not in map(digest, self._lines()):
+                    marker = _line(previous, MISSING, {"newest": head})
+                    previous, before = digest(marker), before + marker + b"\n"
             line = _line(previous, event, fields)
             with self.path.open("ab") as file:
                 file.write(before + line + b"\n")
@@ -71,6 +77,8 @@ class AuditLog:
                 os.fsync(file.fileno())
             if not content:
                 sync_folder(self.path.parent)
+            # After a crash before this the head is the line before, which the log has, too.
+            write_json(self.head, {"newest": digest(line)})
         return digest(line)
 
     def entries(self) -> list[dict[str, Any]]:
@@ -102,11 +110,20 @@ class AuditLog:
             if entry.get("previous") != expected:
                 reason = "it does not carry the digest of the line before: that line was changed, removed or put in"
                 return Chain(len(lines), i + 1, reason if i else "the beginning of the log is missing", torn)
+            if entry.get("event") == MISSING:
+                return Chain(len(lines), i + 1, "lines before it were gone or changed when it was written", torn)
         digests = {digest(line) for line in lines}
-        for where, anchor in (anchors or {}).items():
+        for where, anchor in {**self._head(), **(anchors or {})}.items():
             if anchor not in digests:
                 return Chain(len(lines), len(lines) + 1, f"the line that {where} was written with is missing", torn)
         return Chain(len(lines), torn=torn)
+
+    def _head(self) -> dict[str, str]:
+        """As `anchors`: the newest line when one was written last. None of a log that is older than its head."""
+        if not self.head.exists():
+            return {}
+        head = _parsed(self.head.read_bytes())
+        return {str(self.head): str((head or {}).get("newest", ""))}
 
     def _lines(self) -> list[bytes]:
         content = self.path.read_bytes() if self.path.exists() else b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from drl_agents.deployment.activities import Booked, book
 from drl_agents.deployment.journal import ACCEPTED, AMBIGUOUS, HELD, NEVER_SENT, REJECTED, Journal
-from drl_agents.deployment.ledger import Ledger, Unreconciled
-from drl_agents.deployment.reconcile import late_arrivals
+from drl_agents.deployment.ledger import Books, Ledger, Unreconciled
+from drl_agents.deployment.reconcile import SEEN, WINDOW, late_arrivals
 from drl_agents.deployment.trading_record import TradingRecord
 from drl_agents.training.record import now
 from environments.live.broker import (
@@ -50,7 +52,7 @@ class Bookkeeper:
 
     ledger: the books. in_flight: orders not known to have ended, by id. n_fills: orders with a fill. reconciled: were
     the books equal when they were last compared? reconciled_at: when they last were, ISO time. waited: seconds spent
-    waiting for the broker's answers.
+    waiting for the broker's answers. booked: what was no trade and is booked since the last bar, None where nothing is.
     """
 
     def __init__(self, broker: Broker, ledger: Ledger, record: TradingRecord, journal: Journal | None) -> None:
@@ -59,14 +61,18 @@ class Bookkeeper:
         self.n_fills = 0
         self.reconciled, self.reconciled_at = False, None
         self.waited = 0.0
+        self.booked: Booked | None = None
 
     # ------------------------------------------------------------------------------------------ sending
 
-    def send(self, orders: Sequence[Order]) -> None:
-        """Hand orders to the broker, and write down what it says of each."""
+    def send(self, orders: Sequence[Order], shown_at: int | None = None) -> None:
+        """Hand orders to the broker, and write down what it says of each. shown_at: the bar they are shown under among
+        those sent, None where they are shown already."""
         for order in orders:
             self.in_flight[order.client_order_id] = InFlight(order)
         outcomes = self.broker.submit(orders)
+        for order in orders if shown_at is not None else ():
+            self.record.order(shown_at, order)
         with contextlib.nullcontext() if self.journal is None else self.journal.transaction():
             for order, outcome in zip(orders, outcomes, strict=True):
                 self._heard(order.client_order_id, outcome)
@@ -121,7 +127,34 @@ class Bookkeeper:
             except BrokerUnavailable:
                 self._put_back(before)
                 raise
+            if self.booked is not None and self.booked.splits:  # judged in shares of before
+                closed = self.ledger.short_of_margin(mark) or any(result.forced for result in told)
         return told, closed
+
+    def explain(self, timestamp: int, mark: Tensor, problem: Unreconciled) -> None:
+        """The books differ: book what moved the account but for trades, if that is why.
+
+        timestamp: of the bar. Raises `problem`, or what is left of it, where that is not why.
+        """
+        seen, last = set(self.journal.fact(SEEN) or ()), self.journal.last_bar()
+        since = (timestamp if last is None else last.timestamp) - WINDOW
+        new = [activity for activity in self.broker.activities(since) if activity.id not in seen]
+        if not new:
+            raise problem
+        self.booked = book(new, self.ledger, self.broker.cash(), self.broker.positions(), self.broker.slack, mark)
+        self.reconciled, self.reconciled_at = True, now()
+        for activity in self.booked.taken:
+            logger.warning("booked what was no trade: %s", activity)
+
+    def keep_booked(self, timestamp: int) -> None:
+        """Write down what `explain` booked, in the transaction that the books of the bar are written in."""
+        if self.booked is None:
+            return
+        new = [activity.id for activity in self.booked.told]
+        self.journal.remember(SEEN, [*(self.journal.fact(SEEN) or ()), *new])
+        for activity in self.booked.taken:
+            self.journal.event("activity", json.dumps(vars(activity)), timestamp)
+        self.booked = None
 
     def compare(self, cash: float, positions: dict[str, float], mark: Tensor) -> None:
         """Hold the books against the broker's. Raises Unreconciled."""
@@ -129,24 +162,27 @@ class Bookkeeper:
         self.ledger.reconcile(cash, positions, self.broker.slack, mark)
         self.reconciled, self.reconciled_at = True, now()
 
-    def compare_between_bars(self, found: Sequence[OrderResult], mark: Tensor) -> None:
-        """The same while a bar is open: `found` may have been filled already, and is booked when the bar closes, but
-        with it the books must be equal."""
+    def compare_between_bars(self, timestamp: int, found: Sequence[OrderResult], mark: Tensor) -> None:
+        """The same while the bar after `timestamp` is open: `found` may have been filled already, money may have been
+        paid in; both are booked when the bar closes, but with them the books must be equal."""
         before = self._snapshot()
         self.ledger.settle(self._gained(found), mark, None, 0)
         try:
             self.compare(self.broker.cash(), self.broker.positions(), mark)
+        except Unreconciled as problem:
+            self.explain(timestamp, mark, problem)
         finally:
             self._put_back(before)
 
-    def _snapshot(self) -> tuple[dict[str, InFlight], dict[str, Any], int]:
-        return {name: replace(known) for name, known in self.in_flight.items()}, self.ledger.to_dict(), self.n_fills
+    def _snapshot(self) -> tuple[dict[str, InFlight], Books, int]:
+        kept = {name: InFlight(**vars(known)) for name, known in self.in_flight.items()}
+        return kept, self.ledger.snapshot(), self.n_fills
 
-    def _put_back(self, before: tuple[dict[str, InFlight], dict[str, Any], int]) -> None:
+    def _put_back(self, before: tuple[dict[str, InFlight], Books, int]) -> None:
         """Undo what was booked since; orders that were found meanwhile stay in flight."""
         kept, books, self.n_fills = before
-        self.in_flight = {**self.in_flight, **kept}
-        self.ledger.restore(books)
+        self.in_flight, self.booked = {**self.in_flight, **kept}, None
+        self.ledger.put_back(books)
 
     def _second_look(self, timestamp: int, mark: Tensor, price: np.ndarray | None) -> list[OrderResult]:
         """The books differ: is it an order that was taken for never sent, or a reading that has changed since?"""
@@ -160,7 +196,10 @@ class Bookkeeper:
         told = self._results()
         cash, positions = self.broker.cash(), self.broker.positions()
         self.ledger.settle(self._gained(told), mark, price, 0)
-        self.compare(cash, positions, mark)
+        try:
+            self.compare(cash, positions, mark)
+        except Unreconciled as problem:
+            self.explain(timestamp, mark, problem)
         return told
 
     def _results(self) -> list[OrderResult]:

@@ -18,6 +18,7 @@ from drl_agents.search.config import TrialConfig, derived_seed
 from drl_agents.search.objective import Workload, market_env, train_members
 from drl_agents.search.results import StudyStatistics, best_trial, study_statistics
 from drl_agents.search.study import Study, StudyPlace
+from drl_agents.training.record import now
 from drl_agents.training.trainer import TrainingDiverged
 from environments.errors import InputError
 from environments.market_env import MarketVecEnv
@@ -28,8 +29,8 @@ Range = tuple[int, int]
 @dataclass(frozen=True)
 class Candidate:
     """A refitted configuration and its one judgement. late, late_holder: the model and equal weight with their orders
-    one bar later than the model was trained with. looks: models of the study that these bars judged, this one
-    included."""
+    one bar later than the model was trained with. looks: models that these held-out bars judged, this one included,
+    whatever study they are of."""
 
     bundle: Bundle
     window: Range
@@ -54,10 +55,13 @@ def refit(
     n_seeds: int,
     seed: int,
     lineage: Mapping[str, Any],
+    looks: Path | None = None,
 ) -> Candidate:
     """Train the best configuration on all search bars with several seeds, then walk the held-out window once.
 
     The model that may be deployed is the first seed's: chosen before anything of the held-out bars was seen.
+
+    looks: the file in which looks at held-out bars are counted, see `holdout_looks`; None: this is the only one.
 
     Raises:
         InputError: no trial is complete, or the best one's training diverges on all search bars.
@@ -91,9 +95,11 @@ def refit(
     alone = walking_env(workload, config, window, 1)
     baselines = [hold_equal_weight(alone), hold_cash(alone)]
     statistics = study_statistics(study, place)
+    bars = f"{workload.market.fingerprint}:{window[0]}-{window[1]}"
     return Candidate(
         bundle, window, judged, late, hold_equal_weight(later), seed_results, baselines, statistics,
-        trial.number, trial.value, holdout_looks(place.folder, bundle.manifest["files"][WEIGHTS]),
+        trial.number, trial.value,
+        1 if looks is None else holdout_looks(looks, bars, bundle.manifest["files"][WEIGHTS]),
     )  # fmt: skip
 
 
@@ -137,15 +143,17 @@ def pass_gate(candidate: Candidate, champion: Bundle | None, workload: Workload,
     )
 
 
-def holdout_looks(folder: Path, fingerprint: str) -> int:
-    """How many different models were judged on these held-out bars by this study, this one included.
+def holdout_looks(path: Path, bars: str, fingerprint: str) -> int:
+    """How many different models were judged on these held-out bars, this one included, by whatever study.
 
     Each look spends some of what makes the bars held out: the gate asks the more of it.
+
+    path: the file of looks, to which this one is added. bars: the market's fingerprint and the bars of it. fingerprint:
+    of the model's weights.
     """
-    path = folder / "holdout_looks.jsonl"
-    seen = {look["model"] for look in read_looks(path)}
+    seen = {look["model"] for look in read_looks(path) if look["bars"] == bars}
     if fingerprint not in seen:
-        add_look(path, {"model": fingerprint})
+        add_look(path, {"time": now(), "bars": bars, "model": fingerprint})
         seen.add(fingerprint)
     return len(seen)
 

@@ -52,6 +52,7 @@ class Decider:
         """(A,) the bar's own price that training filled at, NaN where there is none."""
         return bar.open if self.fill_at == "open" else bar.close
 
+    @torch.inference_mode()
     def orders(self, account: Account) -> list[Order]:
         """What the model orders at the newest bar, for an account of one."""
         view = self.view

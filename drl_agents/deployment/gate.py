@@ -131,7 +131,8 @@ def judge(evidence: Evidence, limits: GateLimits) -> Verdict:
     checks = [
         Check("Sharpe ratio against holding equal weight", sharpe(own), ">", held, unit),
         Check("total return against holding cash", total_return(own.returns), ">", 0.0, "fraction"),
-        Check("median Sharpe ratio over seeds against equal weight", _median(evidence.seeds, sharpe), ">", held, unit),
+        Check("median Sharpe ratio over seeds against equal weight", _median(evidence.seeds, sharpe), ">", held,
+              unit if len(evidence.seeds) > 1 else f"{unit}; of one seed, the candidate's own"),
         Check(f"Sharpe ratio at decision lag {lag} against equal weight", sharpe(late), ">",
               sharpe(evidence.late_holder), unit),
         Check(f"total return at decision lag {lag}", total_return(late.returns), ">", 0.0, "fraction"),

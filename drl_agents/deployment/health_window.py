@@ -21,6 +21,7 @@ from drl_agents.deployment.trading_record import iso
 from environments.errors import InputError
 from environments.files import write_json
 from environments.live.broker import Bar
+from environments.live.risk import ACTIVE
 from environments.timeframe import Timeframe
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,10 @@ KEPT_EVERY = 10  # bars between two writes of the count
 
 @dataclass
 class Watch:
-    """A health window, kept on disk: the model, what the account was worth when it took over, bars seen since. newest:
-    the bar counted last, UTC nanoseconds; 0 where it is not known. account: see `_account`; [] where it is not known.
-    bars_done: of that account when the window began."""
+    """A health window, kept on disk: the model, what the account was worth when it took over (over its `flow_factor`:
+    what is paid in is no gain), bars seen since. newest: the bar counted last, UTC nanoseconds; 0 where it is not
+    known. account: see `_account`; [] where it is not known. bars_done: of that account when the window began. idle:
+    how many of the bars seen the trader was not ACTIVE in."""
 
     bundle: str
     equity: float
@@ -42,6 +44,7 @@ class Watch:
     newest: int = 0
     account: list[Any] = field(default_factory=list)
     bars_done: int = 0
+    idle: int = 0
 
 
 class HealthWindow:
@@ -59,7 +62,7 @@ class HealthWindow:
         """Watch `bundle` from `bar` on, in the account of `trader`."""
         self._written()
         self._watch = Watch(
-            bundle.id, trader.equity, iso(bar.timestamp), asdict(terms), newest=bar.timestamp,
+            bundle.id, trader.equity / trader.flow_factor, iso(bar.timestamp), asdict(terms), newest=bar.timestamp,
             account=_account(trader), bars_done=trader.bars_done,
         )  # fmt: skip
         self._predicted = None
@@ -80,15 +83,21 @@ class HealthWindow:
             logger.warning("another account: the health window of %s begins anew", bundle.id[:12])
             self.begin(bundle, trader, bar, Terms(**watch.terms))
             return False
-        before = watch.seen
-        watch.seen, watch.newest = before + _closed_since(watch, trader, bar), bar.timestamp
-        terms, growth = Terms(**watch.terms), growth_of(trader.equity, watch.equity)
+        before, closed = watch.seen, _closed_since(watch, trader, bar)
+        watch.seen, watch.newest = before + closed, bar.timestamp
+        watch.idle += closed * (trader.state != ACTIVE)
+        terms, growth = Terms(**watch.terms), growth_of(trader.equity / trader.flow_factor, watch.equity)
         reasons = unhealthy(self._prediction(bundle, terms), growth, watch.seen, terms.max_loss)
-        facts = {"slot": self.slot, "bars": watch.seen, "log_return": growth, "since": watch.since}
+        facts = {"slot": self.slot, "bars": watch.seen, "idle": watch.idle, "log_return": growth, "since": watch.since}
         if not reasons:
-            if watch.seen >= terms.health_bars:
+            # One that may not trade shows nothing: the window ends after so many bars in which it might. Nor has it
+            # failed, as what halted it may be none of its doing; what it loses meanwhile is held against it still.
+            if watch.seen - watch.idle >= terms.health_bars:
                 self.registry.record("healthy", bundle.id, study_of(bundle), [], facts)
                 self._end()
+            elif trader.state != ACTIVE:
+                self._written()
+                write_json(self.file, asdict(watch))  # no order waits for it, and a restart must not take it for active
             elif watch.seen // KEPT_EVERY > before // KEPT_EVERY:
                 self._keep(watch)
             return False

@@ -29,10 +29,10 @@ class JobSettings:
     holdout_bars: None takes a fifth of the bars. embargo: None takes 1% of the search bars. env_options: environment
     options that are not searched. agent: by name, see `agents.registry`. seeds: agents trained on each fold of a trial.
     population: trials trained side by side; None keeps what the study began with, or chooses
-    (`search.study.auto_population`). amp, compile: of every agent, see `PPOConfig`. n_steps: horizon_len of every
-    trial; None searches it. batch_size: samples of a minibatch, in place of a searched num_minibatches; given with
-    n_steps. network: of every trial's policy, see `PolicySpec`. memory: a budget that the population, and where it must
-    the precision, are planned for.
+    (`search.study.auto_population`). amp, compile, group_baseline: of every agent, see `PPOConfig`. n_steps:
+    horizon_len of every trial; None searches it. batch_size: samples of a minibatch, in place of a searched
+    num_minibatches; given with n_steps. network: of every trial's policy, see `PolicySpec`. memory: a budget that the
+    population, and where it must the precision, are planned for.
     """
 
     study_name: str
@@ -56,11 +56,26 @@ class JobSettings:
     env_options: Mapping[str, Any] = field(default_factory=dict)
     amp: str = "off"
     compile: str = "auto"
+    group_baseline: bool = False
     agent: str = "ppo"
     n_steps: int | None = None
     batch_size: int | None = None
     network: str = "mlp"
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+
+    def agent_options(self) -> dict[str, Any]:
+        """Hyper-parameters of every trial's agent that are not searched.
+
+        Raises:
+            InputError: the agent has no group baseline.
+        """
+        if not self.group_baseline:
+            return {"amp": self.amp, "compile": self.compile}
+        if not hasattr(agent_config(self.agent), "group_baseline"):
+            raise InputError(
+                f"--group-baseline is accepted with agents that have group_baseline: {self.agent} has none"
+            )
+        return {"amp": self.amp, "compile": self.compile, "group_baseline": True}
 
     def fixed(self) -> dict[str, Any]:
         """What trials do not draw: the environment's options, and the dimensions of the space that were given.
@@ -198,6 +213,7 @@ def identity(market: Market, plan: Plan, settings: JobSettings, env_name: str, b
         "seeds": settings.seeds,
         "amp": settings.amp,
         "compile": settings.compile,
+        "group_baseline": settings.group_baseline,
         "n_steps": settings.n_steps,
         "batch_size": settings.batch_size,
         "network": settings.network,

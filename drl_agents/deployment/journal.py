@@ -33,6 +33,8 @@ from environments.live.broker import Order, OrderResult
 FILE, LOCK = "journal.sqlite", "journal.lock"
 REPLAY = "local"  # the venue whose journals are worth no more than their replay
 FORMAT = 1
+TIDY_EVERY = 100  # transactions
+LONGEST_LOG = 10_000  # pages, at which SQLite moves them by itself
 HELD, INTENDED, ACCEPTED, AMBIGUOUS = "held", "intended", "accepted", "ambiguous"
 REJECTED, NEVER_SENT, BLOCKED = "rejected", "never_sent", "blocked"
 
@@ -85,6 +87,7 @@ class Journal:
             Its "venue", where it has one, keeps a replay and an account apart.
         fresh: begin a new journal; what was there is deleted, but for another venue's that is not a replay: nothing
             else knows of that account's orders.
+        One of another market or venue that has no bar never began: nothing was sent, and it gives way.
 
     Raises:
         InputError: another process holds it, it is of another market or venue, or it is damaged.
@@ -99,8 +102,7 @@ class Journal:
         self._lock: int | None = self._take(self.folder / LOCK)
         path = self.folder / FILE
         try:
-            if fresh:
-                self._spare(path, market)
+            if self._gives_way(path, market, fresh):
                 for name in (path, *(path.with_name(path.name + tail) for tail in ("-wal", "-shm"))):
                     name.unlink(missing_ok=True)
             self._open(path, market)
@@ -119,24 +121,33 @@ class Journal:
         return descriptor
 
     @staticmethod
-    def _spare(path: Path, market: Mapping[str, Any]) -> None:
-        """Refuse to delete the journal of another venue's account."""
+    def _gives_way(path: Path, market: Mapping[str, Any], fresh: bool) -> bool:
+        """Is a journal to be deleted? Orders are written with the bar they were decided at: one without a bar has none.
+
+        Raises:
+            InputError: fresh, but it is of another venue's account.
+        """
         if not path.exists():
-            return
+            return False
         try:
             with contextlib.closing(sqlite3.connect(path)) as old:
                 row = old.execute("SELECT value FROM facts WHERE key = 'market'").fetchone()
+                begun = old.execute("SELECT 1 FROM bars LIMIT 1").fetchone() is not None
         except sqlite3.DatabaseError:
-            return  # none that can be read
-        venue = None if row is None else json.loads(row[0]).get("venue")
-        if venue not in (None, REPLAY, market.get("venue")):
+            return fresh  # none that can be read
+        found = {} if row is None else json.loads(row[0])
+        if not begun:
+            return fresh or any(found.get(key, own) != own for key, own in plain(dict(market)).items())
+        if fresh and (venue := found.get("venue")) not in (None, REPLAY, market.get("venue")):
             raise InputError(f"{path}: the journal of a trader on {venue}, which is not deleted; give another --name")
+        return fresh
 
     def _open(self, path: Path, market: Mapping[str, Any]) -> None:
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db, self._untidied = sqlite3.connect(path, isolation_level=None), 0
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={LONGEST_LOG}")
             self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
             found = self.fact("market")
         except sqlite3.DatabaseError as error:
@@ -164,6 +175,15 @@ class Journal:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+        self._untidied += 1
+
+    def tidy(self) -> None:
+        """Move what was committed from the log into the database, every `TIDY_EVERY` transactions: to be called when
+        nothing waits. SQLite does so by itself, but inside the commit that makes the log too long, for which orders
+        may wait (https://www.sqlite.org/wal.html#ckpt)."""
+        if self._untidied >= TIDY_EVERY:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._untidied = 0
 
     def remember(self, key: str, value: Any) -> None:
         """Keep a fact under a key."""
@@ -265,6 +285,10 @@ class Journal:
             (BLOCKED, HELD),
         )
         return [(row[0], Order(*row[1:])) for row in rows]
+
+    def order_ids(self) -> set[str]:
+        """Ids of all orders that were ever written down, sent or not."""
+        return {row[0] for row in self._db.execute("SELECT id FROM orders")}
 
     def _orders(self, where: str, *values: Any) -> list[OpenOrder]:
         rows = self._db.execute(

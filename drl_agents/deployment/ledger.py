@@ -5,6 +5,7 @@ The same functions book here, in training and in the back-test (`environments.po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from environments.live.broker import OrderResult, Slack
 from environments.margin import MarginTerms
 from environments.portfolio import Account, Fills, equity, open_account, settle, with_sign
 
+Books = tuple[Account, float, tuple[float, ...]]  # account, fees, what was taken over from the venue's
 OVERSPENT = 1e-6  # currency; what a sum of fills misses zero by is less
 
 
@@ -34,6 +36,7 @@ class Ledger:
         self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.account: Account = open_account(torch.tensor([cash], dtype=torch.float64), len(self.symbols))
         self.fees = self._unsettled = self._carried = 0.0
+        self._taken_over = (0.0,) * (1 + len(self.symbols))  # currency, of cash and of each symbol
 
     def take_over(self, positions: Mapping[str, float], mark: Tensor) -> None:
         """Begin with what the account holds already, as if bought at the marks (1, A)."""
@@ -64,7 +67,7 @@ class Ledger:
             self.account = self.account._replace(cash=self.account.cash - carry)
             self.fees += float(carry)
             self._carried += float(carry)
-            closed = bool(self.account.cash + value.sum(-1) < self.margin.requirement(value.sum(-1) + short, short))
+            closed = self.short_of_margin(mark)
         if forced := [result for result in results if result.forced]:
             self._book(forced, None, 0)
             closed = True
@@ -95,6 +98,27 @@ class Ledger:
         self.fees += float(fills.fees.sum())
         self._unsettled += float(fills.value.sum())
 
+    def short_of_margin(self, mark: Tensor) -> bool:
+        """Is a margin account's equity at marks (1, A) less than it must keep?"""
+        value = self.account.shares * mark
+        short = -value.clamp(max=0).sum(-1)
+        return bool(self.account.cash + value.sum(-1) < self.margin.requirement(value.sum(-1) + short, short))
+
+    def receive(self, cash: float) -> None:
+        """Book currency that no trade brought; < 0 where it was taken."""
+        self.account = self.account._replace(cash=self.account.cash + cash)
+
+    def split(self, symbol: str, units: float) -> float:
+        """Book `units` that a split added to a position, < 0 where it took some: the entry price moves the other way,
+        so that units * entry stays. Returns the new units per old one."""
+        i = self._index[symbol]
+        shares, entry = self.account.shares.clone(), self.account.entry.clone()
+        ratio = float((shares[0, i] + units) / shares[0, i])
+        shares[0, i] += units
+        entry[0, i] /= ratio
+        self.account = self.account._replace(shares=shares, entry=entry)
+        return ratio
+
     def equity(self, mark: Tensor) -> float:
         """Currency, at marks (1, A)."""
         return float(equity(self.account, mark))
@@ -110,6 +134,8 @@ class Ledger:
 
     def reconcile(self, cash: float, positions: Mapping[str, float], slack: Slack, mark: Tensor) -> None:
         """Hold the books against the venue's; where they differ within the slack, the venue's are taken over.
+
+        What is taken over adds up in `adopted`.
 
         Raises:
             Unreconciled: they differ by more; the message has both.
@@ -127,9 +153,14 @@ class Ledger:
             raise Unreconciled(
                 f"the broker's books differ: cash {cash} against {self.cash}, positions {dict(positions)} against {own}"
             )
-        self._unsettled = self._carried = 0.0
         if slack.of_traded:
+            more = cash - self.cash
+            differences = [math.copysign(max(abs(more) - abs(self._carried), 0.0), more)]
+            for (symbol, units), worth in zip(own.items(), price, strict=True):
+                differences.append((positions.get(symbol, 0.0) - units) * worth)
+            self._taken_over = tuple(map(sum, zip(self._taken_over, differences, strict=True)))
             self._adopt(cash, positions)
+        self._unsettled = self._carried = 0.0
 
     def _adopt(self, cash: float, positions: Mapping[str, float]) -> None:
         shares = torch.tensor([[positions.get(symbol, 0.0) for symbol in self.symbols]], dtype=torch.float64)
@@ -144,13 +175,32 @@ class Ledger:
         """The venue closed everything: nothing is held, and `cash` is what there is."""
         self._adopt(cash, {})
 
+    @property
+    def adopted(self) -> float:
+        """Currency, by how much the books were made to be the venue's so far: |sum of the differences of cash|, less
+        what was booked for a loan, + sum over symbols of |sum of the differences of units * mark|.
+
+        One difference may be rounding, or a fee that no order told; rounding cancels, and a sum that grows is of
+        something that the books do not know.
+        """
+        return sum(map(abs, self._taken_over))
+
+    def snapshot(self) -> Books:
+        """The books as they are, for `put_back`; an account is never changed in place."""
+        return self.account, self.fees, self._taken_over
+
+    def put_back(self, books: Books) -> None:
+        """Undo what was booked since `snapshot`."""
+        self.account, self.fees, self._taken_over = books
+        self._unsettled = self._carried = 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `restore` takes it."""
         columns = {name: value[0].tolist() for name, value in self.account._asdict().items()}
-        return {**columns, "fees": self.fees}
+        return {**columns, "fees": self.fees, "taken_over": list(self._taken_over)}
 
     def restore(self, books: Mapping[str, Any]) -> None:
         """Go on from `to_dict()`."""
         columns = {name: torch.tensor([books[name]], dtype=torch.float64) for name in Account._fields}
-        self.account, self.fees = Account(**columns), float(books["fees"])
-        self._unsettled = self._carried = 0.0
+        taken_over = books.get("taken_over", [0.0] * (1 + len(self.symbols)))  # older journals have none
+        self.put_back((Account(**columns), float(books["fees"]), tuple(taken_over)))

@@ -4,6 +4,8 @@
     <logs>/deployment/champions/<slot>.json    which one trades a market; swapped atomically
     <logs>/deployment/challengers/<slot>.json  which one is to be tried in its shadow
     <logs>/deployment/quarantine/<id>.json     one that was rolled back: never promoted again
+    <logs>/deployment/traders/<slot>.json      the trader that followed the champion last; see `last_trader`
+    <logs>/deployment/holdout_looks.jsonl      which models were judged on which held-out bars
     <logs>/deployment/audit.jsonl              what was decided, with the reasons; see `audit`
 
 A slot is a market: asset class, bar size, symbols in their order. Champions of different markets do not compete.
@@ -28,6 +30,8 @@ from typing import Any
 
 from drl_agents.deployment.audit import AuditLog, Chain
 from drl_agents.deployment.bundle import Bundle, load_bundle
+from drl_agents.deployment.last_trader import left_in_disorder, note_trader
+from drl_agents.deployment.pointers import previous_of, read_pointer
 from drl_agents.training.record import now, plain
 from drl_agents.training.runlock import RunLock
 from environments.errors import InputError
@@ -60,6 +64,7 @@ class Registry:
     def __init__(self, logs: str | Path) -> None:
         self.folder = Path(logs) / "deployment"
         self.audit = AuditLog(self.folder / "audit.jsonl")
+        self.looks = self.folder / "holdout_looks.jsonl"
 
     def champion_file(self, slot: str) -> Path:
         return self.folder / "champions" / f"{slot}.json"
@@ -136,6 +141,13 @@ class Registry:
             logger.warning("%s", error)
             return True
 
+    def trader_file(self, slot: str) -> Path:
+        return self.folder / "traders" / f"{slot}.json"
+
+    def note_trader(self, slot: str, folder: str | Path) -> None:
+        """Note that the trader whose files are in `folder` follows the champion of `slot`."""
+        note_trader(self.trader_file(slot), folder)
+
     # ------------------------------------------------------------------------------------------- changes
 
     def promote(self, bundle: Bundle, facts: Mapping[str, Any]) -> Path:
@@ -151,14 +163,15 @@ class Registry:
         file = self.champion_file(slot_of(bundle.manifest["market"]))
         lineage = bundle.manifest["lineage"]
         pointer = {**self._names(bundle, place), "promoted": now(), **facts}
-        pointer |= {"study": lineage.get("study"), "trial": lineage.get("trial"), "previous": _previous(file, bundle)}
+        pointer |= {"study": lineage.get("study"), "trial": lineage.get("trial"), "previous": previous_of(file, bundle)}
         self._swap(PROMOTION, file, pointer, lineage.get("study"), [], facts)
         return place
 
     def put_forward(
         self, bundle: Bundle, facts: Mapping[str, Any], terms: Mapping[str, Any] | None = None
     ) -> tuple[Path, bool]:
-        """Make a bundle that passed the gate champion, or, where a champion is being traded, its challenger. A
+        """Make a bundle that passed the gate champion, or, where a champion is being traded or was left in no good
+        order (see `last_trader`), its challenger: the trader tries it when it runs again and its books agree. A
         challenger that waits gives way to either.
 
         terms: of the challenge, see `succession.Terms`; None for the defaults. Raises as `promote` does.
@@ -167,8 +180,13 @@ class Registry:
             the bundle's place, and whether it is the champion now.
         """
         slot = slot_of(bundle.manifest["market"])
-        if self.champion_file(slot).exists() and self.attended(slot):
+        attended = self.attended(slot)
+        disorder = "" if attended else left_in_disorder(self.trader_file(slot))
+        if self.champion_file(slot).exists() and (attended or disorder):
             own = {} if terms is None else {"terms": dict(terms)}
+            if disorder:
+                logger.warning("bundle %s waits: %s", bundle.id[:12], disorder)
+                own["waits"] = disorder
             return self.challenge(bundle, {**facts, **own}), False
         place = self.promote(bundle, facts)
         self._give_way(slot, bundle)
@@ -329,9 +347,13 @@ class Registry:
         return written
 
     def verify(self) -> Chain:
-        """Is the audit log whole, and does it have the line that each champion was promoted with?"""
+        """Is the audit log whole, and does it have the line that each champion was promoted with?
+
+        Raises:
+            InputError: a champion's pointer is damaged, so that its line is not known.
+        """
         files = sorted((self.folder / "champions").glob("*.json"))
-        return self.audit.verify({str(file): self._anchor(file) for file in files})
+        return self.audit.verify({str(file): read_pointer(file).get("audit", "") for file in files})
 
     def _anchor(self, file: Path) -> str:
         """The digest of the line that a pointer was written with; no digest where there is none to be read."""
@@ -350,35 +372,6 @@ class Registry:
     ) -> str:
         """Append one line to the audit log and wait until it is on disk. Returns its digest."""
         return self.audit.append(event, {"bundle": bundle, "study": study, "reasons": list(reasons), **facts})
-
-
-def read_pointer(file: Path) -> dict[str, Any]:
-    """What a champion's or challenger's pointer says.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        pointer = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(pointer["path"], str) or not isinstance(pointer["bundle"], str):
-            raise TypeError("path and bundle are texts")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: damaged ({error})") from error
-    return pointer
-
-
-def _previous(file: Path, bundle: Bundle) -> dict[str, str] | None:
-    """The champion that gives way, for the pointer of the one that comes; a damaged pointer cannot be gone back to."""
-    try:
-        pointer = read_pointer(file) if file.exists() else None
-    except InputError as error:
-        logger.warning("the champion before cannot be kept to go back to: %s", error)
-        return None
-    if pointer is None:
-        return None
-    if pointer["bundle"] == bundle.id:  # promoted again: who came before it is still who came before it
-        return pointer.get("previous")
-    return {"bundle": pointer["bundle"], "path": pointer["path"]}
 
 
 def _intact(folder: Path, identity: str) -> bool:

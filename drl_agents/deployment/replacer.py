@@ -18,6 +18,7 @@ from drl_agents.deployment.terms import Terms
 from drl_agents.search.objective import Workload
 from drl_agents.search.results import best_trial
 from drl_agents.search.study import Study, StudyPlace, open_study
+from drl_agents.training.runlock import RunLock
 from environments.errors import InputError
 from environments.market import Market
 
@@ -65,7 +66,7 @@ def replace_best(
     last: int | None = None,
     terms: Terms | None = None,
 ) -> Replacement:
-    """Take the study's best trial through the gate once.
+    """Take the study's best trial through the gate once; one process at a time, another is told so and leaves it.
 
     Args:
         settings: those of the study, see `study_settings`.
@@ -90,19 +91,28 @@ def replace_best(
         market, tuple(plan.folds), attrs["env"], settings.n_envs, settings.timesteps, len(plan.folds),
         agent={"amp": settings.amp, "compile": settings.compile},
     )  # fmt: skip
-    candidate = refit(
-        study, place, workload, plan.search, plan.holdout,
-        n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
-    )  # fmt: skip
-    bundle = candidate.bundle
-    slot = slot_of(bundle.manifest["market"])
-    if registry.champion_id(slot) == bundle.id:
-        return Replacement(trial.number, None, None, f"trial {trial.number} is the champion already")
-    if registry.challenger_id(slot) == bundle.id:
-        return Replacement(trial.number, None, None, f"trial {trial.number} runs in the champion's shadow already")
-    own = None if terms is None else asdict(terms)
-    verdict, deployed = judge_and_decide(registry, candidate, workload, settings.limits, True, own)
-    return Replacement(trial.number, verdict, deployed, waits=registry.challenger_id(slot) == bundle.id)
+    claim = RunLock(place.folder / "refit.json")
+    try:
+        claim.acquire()
+    except InputError as held:  # whoever judges the study now, it is not judged twice at once
+        return Replacement(None, None, None, f"trial {trial.number} is being judged by another process: {held}")
+    try:
+        candidate = refit(
+            study, place, workload, plan.search, plan.holdout,
+            n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
+            looks=registry.looks,
+        )  # fmt: skip
+        bundle = candidate.bundle
+        slot = slot_of(bundle.manifest["market"])
+        if registry.champion_id(slot) == bundle.id:
+            return Replacement(trial.number, None, None, f"trial {trial.number} is the champion already")
+        if registry.challenger_id(slot) == bundle.id:
+            return Replacement(trial.number, None, None, f"trial {trial.number} runs in the champion's shadow already")
+        own = None if terms is None else asdict(terms)
+        verdict, deployed = judge_and_decide(registry, candidate, workload, settings.limits, True, own)
+        return Replacement(trial.number, verdict, deployed, waits=registry.challenger_id(slot) == bundle.id)
+    finally:
+        claim.release()
 
 
 def watch(

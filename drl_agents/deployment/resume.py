@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drl_agents.deployment.journal import HELD, BarRow
-from drl_agents.deployment.reconcile import resolve, tell_foreign
+from drl_agents.deployment.reconcile import look_around, resolve
 from drl_agents.deployment.trading_record import iso
 from environments.errors import InputError
 from environments.live.broker import Bar
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from drl_agents.deployment.trader import PaperTrader
 
 CLOSED = "closed by force"  # of the journal: the bar at which the venue closed the account's positions
-KEPT = ("initial", "peak", "worst", "n_orders", "bars_done")  # of a trader, in every row of the journal
+KEPT = ("initial", "peak", "worst", "n_orders", "bars_done", "flow_factor")  # of a trader, in every row of the journal
 
 
 def resume(trader: PaperTrader, row: BarRow, history: Sequence[Bar]) -> list[tuple[int, float, float]]:
@@ -50,7 +50,7 @@ def resume(trader: PaperTrader, row: BarRow, history: Sequence[Bar]) -> list[tup
     found = resolve(trader.broker, trader.journal, newest.timestamp)
     trader.books.restore(row.books["ledger"], row.books["n_fills"])
     if not missed:
-        trader.books.compare_between_bars(found.found, trader.view.mark)
+        trader.books.compare_between_bars(newest.timestamp, found.found, trader.view.mark)
         trader.start_watch()
         if row.decided:
             trader.send(newest, [known.order for known in found.resend], again=True)
@@ -71,7 +71,7 @@ def _restore(trader: PaperTrader, row: BarRow) -> None:
     if row.books.get("memory_of", trader.bundle.id) == trader.bundle.id:  # another model's says nothing to this one
         trader.decider.restore(row.books.get("memory"))
     for name in KEPT:
-        setattr(trader, name, row.books[name])
+        setattr(trader, name, row.books.get(name, 1.0))  # the newest of them is not in older journals
     trader.flatten = bool(trader.journal.fact("flatten"))
     waiting = {bar: [] for bar in trader.journal.decided_bars(trader.decider.lag - 1)}
     for known in trader.journal.open_orders():
@@ -88,4 +88,4 @@ def _note(trader: PaperTrader, row: BarRow, missed: int) -> None:
         journal.event("model", f"{before} -> {trader.bundle.id}", row.timestamp)
         journal.remember("bundle", trader.bundle.id)
     journal.event("restart", f"{missed} bars behind", row.timestamp)
-    tell_foreign(trader.broker, journal)
+    look_around(trader.broker, journal, trader.view.timestamp or row.timestamp)

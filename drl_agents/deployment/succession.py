@@ -1,10 +1,11 @@
 """Succession: a challenger runs in the champion's shadow, takes over at a bar boundary, and is rolled back if it fails.
 
-A trader calls `Succession.at_boundary` after every bar, when its books are reconciled and before its model decides.
-The registry's pointers say who trades; the trader follows them:
+A trader calls `Succession.at_boundary` after every bar, when its books are reconciled and before its model decides, and
+`Succession.after_orders` when its orders were sent. The registry's pointers say who trades; the trader follows them:
 
     a challenger waits        its decisions are booked in its shadow, for as many bars as its terms say
-    the shadow is over        refused with its reasons, or made champion: the pointer is swapped, the trader follows
+    the shadow is over        refused with its reasons, or made champion at the next boundary: the pointer is swapped,
+                              the trader follows
     it took over              a health window: a loss, or less than its back-test predicts, rolls it back
     the pointer was changed   by hand, by another process: the trader follows
 
@@ -15,30 +16,27 @@ next bar. Whatever is wrong with a candidate, the champion goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from drl_agents.deployment.bundle import Bundle
-from drl_agents.deployment.health import growth_of, heldout_returns, predict, prediction_facts, unhealthy
+from drl_agents.deployment.forecast import Forecast
+from drl_agents.deployment.health import growth_of, heldout_returns, predict, unhealthy
 from drl_agents.deployment.health_window import HealthWindow
-from drl_agents.deployment.registry import Registry, read_pointer, slot_of, study_of
+from drl_agents.deployment.pointers import read_pointer
+from drl_agents.deployment.registry import Registry, slot_of, study_of
 from drl_agents.deployment.shadow import Shadow
 from drl_agents.deployment.terms import Terms, Trader
 from drl_agents.deployment.trading_record import iso
 from drl_agents.evaluation.bootstrap import block_length, paired_sharpe_test
 from environments.errors import InputError
-from environments.files import write_json
 from environments.live.broker import Bar, BrokerUnavailable
 
 logger = logging.getLogger(__name__)
-
-PREDICTION = "prediction.json"
-SHOWN_BARS = 250  # of a prediction, at least
 
 
 class Succession:
@@ -50,8 +48,12 @@ class Succession:
         self.shadow: Shadow | None = None
         self._terms = Terms()
         self._beside: list[float] = []  # the champion's equity on the shadow's bars
+        self._safe = False  # may the trader's model change at this bar?
+        self._passed = False  # is the shadow over, with nothing against its model?
+        self._watching = False  # is the health window open?
         self._told = ""
-        self._predicted: str | None = None
+        self._noted = False  # is it known whose account follows the champion?
+        self._forecast = Forecast()
         self._attendance = registry.attendance(slot)
         self._health = HealthWindow(registry, slot)
 
@@ -64,23 +66,48 @@ class Succession:
         self._attendance.release()
 
     def at_boundary(self, trader: Trader, bar: Bar) -> None:
-        """Do what is due at this bar; what goes wrong here is told, and the champion goes on."""
+        """Change the trader's model where that is due; what goes wrong here is told, and the champion goes on."""
+        with self._told_once():
+            self._safe, self._watching = False, True
+            settled = trader.reconciled and not trader.stale and trader.open_orders == 0
+            self._watching = self._health.look(trader, bar, settled)
+            if self._watching:
+                return
+            self._safe = settled and trader.state == "ACTIVE"
+            self._follow(trader, self._safe)
+            if self._safe and self._passed and self.shadow is not None:
+                with self._refused_where_it_fails():
+                    self._promote(trader, bar)
+
+    def after_orders(self, trader: Trader, bar: Bar) -> None:
+        """Try the challenger on this bar. The orders of the trader do not wait for it."""
+        with self._told_once():
+            if not self._noted:
+                self.registry.note_trader(self.slot, trader.folder)
+                self._noted = True
+            self._forecast.show(trader, bar, self._terms)
+            if not self._watching:
+                with self._refused_where_it_fails():
+                    self._try_challenger(trader, bar)
+
+    @contextlib.contextmanager
+    def _told_once(self) -> Iterator[None]:
         try:
-            self._act(trader, bar)
+            yield
         except (InputError, OSError, BrokerUnavailable) as error:
             if str(error) != self._told:  # the same at every bar is told once
                 logger.warning("succession: %s", error)
             self._told = str(error)
 
-    def _act(self, trader: Trader, bar: Bar) -> None:
-        settled = trader.reconciled and not trader.stale and trader.open_orders == 0
-        if self._health.look(trader, bar, settled):
-            self._show_prediction(trader, bar)
-            return
-        safe = settled and trader.state == "ACTIVE"
-        self._follow(trader, safe)
-        self._show_prediction(trader, bar)
-        self._try_challenger(trader, bar, safe)
+    @contextlib.contextmanager
+    def _refused_where_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, BrokerUnavailable):
+            raise
+        except Exception as error:  # damaged, of another market, a network of the user's own that raises: its end
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            self._refuse(None if self.shadow is None else self.shadow.bundle, [why], {})
 
     # ------------------------------------------------------------------------------------------- following
 
@@ -95,28 +122,24 @@ class Succession:
 
     # ---------------------------------------------------------------------------------------------- shadow
 
-    def _try_challenger(self, trader: Trader, bar: Bar, safe: bool) -> None:
-        file = self.registry.challenger_file(self.slot)
-        waiting = file.exists()
-        if not waiting:
+    def _try_challenger(self, trader: Trader, bar: Bar) -> None:
+        self._passed = False
+        if not self.registry.challenger_file(self.slot).exists():
             self.shadow = None
             return
-        try:
-            challenger = self.registry.challenger_id(self.slot)
-            if challenger == trader.bundle.id:  # a crash came between its promotion and here
-                self.registry.withdraw(self.slot)
-                return
-            if self.shadow is None or self.shadow.bundle.id != challenger:
-                self._begin_shadow(trader, bar)
-            else:
-                self._advance(trader, bar)
-            if self.shadow.bars >= self._terms.shadow_bars and safe:
-                self._conclude(trader, bar)
-        except (OSError, BrokerUnavailable):
-            raise
-        except Exception as error:  # damaged, of another market, a network of the user's own that raises: its end
-            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            self._refuse(None if self.shadow is None else self.shadow.bundle, [why], {})
+        challenger = self.registry.challenger_id(self.slot)
+        if challenger == trader.bundle.id:  # a crash came between its promotion and here
+            self.registry.withdraw(self.slot)
+            return
+        if self.shadow is None or self.shadow.bundle.id != challenger:
+            self._begin_shadow(trader, bar)
+        else:
+            self._advance(trader, bar)
+        if self.shadow.bars >= self._terms.shadow_bars and self._safe:
+            reasons = self._shadow_reasons(self.shadow, self._terms)
+            self._passed = not reasons
+            if reasons:
+                self._refuse(self.shadow.bundle, reasons, {"shadow": self._facts()})
 
     def _begin_shadow(self, trader: Trader, bar: Bar) -> None:
         self.shadow = None
@@ -141,17 +164,15 @@ class Succession:
             self.shadow.see(one)
             self._beside.append(trader.equity)
 
-    def _conclude(self, trader: Trader, bar: Bar) -> None:
-        shadow, terms = self.shadow, self._terms
-        own = {
-            "bars": shadow.bars,
-            "log_return": growth_of(shadow.curve[-1], shadow.curve[0]),
+    def _facts(self) -> dict[str, float]:
+        return {
+            "bars": self.shadow.bars,
+            "log_return": growth_of(self.shadow.curve[-1], self.shadow.curve[0]),
             "champion_log_return": growth_of(self._beside[-1], self._beside[0]),
         }
-        reasons = self._shadow_reasons(shadow, terms)
-        if reasons:
-            self._refuse(shadow.bundle, reasons, {"shadow": own})
-            return
+
+    def _promote(self, trader: Trader, bar: Bar) -> None:
+        shadow, terms, own = self.shadow, self._terms, self._facts()
         with self.registry.exclusive():
             if self.registry.challenger_id(self.slot) != shadow.bundle.id:
                 return  # another one came while this one was tried
@@ -159,7 +180,10 @@ class Succession:
                 return
             # The health window first: it counts for nothing until the pointer names its model.
             self._health.begin(shadow.bundle, trader, bar, terms)
-            self.registry.promote(shadow.bundle, {"slot": self.slot, "shadow": own, "terms": asdict(terms)})
+            pointer = read_pointer(self.registry.challenger_file(self.slot))
+            judged = {name: pointer[name] for name in ("sharpe", "unit") if name in pointer}
+            facts = {"slot": self.slot, "shadow": own, "terms": asdict(terms)}
+            self.registry.promote(shadow.bundle, {**judged, **facts})
             self.registry.withdraw(self.slot)
             champion = self.registry.champion(self.slot)
         self.shadow = None
@@ -171,7 +195,6 @@ class Succession:
             with self.registry.exclusive():
                 self.registry.roll_back(self.slot, [str(error)], {"slot": self.slot})
             raise
-        self._show_prediction(trader, bar)
 
     def _shadow_reasons(self, shadow: Shadow, terms: Terms) -> list[str]:
         """Why the challenger does not take over: a loss, less than its back-test predicts, or worse than the champion
@@ -199,22 +222,3 @@ class Succession:
         )
         self.registry.withdraw(self.slot)
         self.shadow = None
-
-    def _show_prediction(self, trader: Trader, bar: Bar) -> None:
-        """Write `prediction.json` beside the trader where its model is another than at the bar before."""
-        bundle = trader.bundle
-        if self._predicted == bundle.id:
-            return
-        path, terms = trader.folder / PREDICTION, self._terms
-        self._predicted = bundle.id
-        if path.exists():
-            with contextlib.suppress(ValueError):  # a damaged one is written anew
-                if json.loads(path.read_text(encoding="utf-8"))["model"] == bundle.id:
-                    return  # written before a restart: it began then
-            path.unlink()
-        try:
-            prediction = predict(heldout_returns(bundle), max(SHOWN_BARS, terms.health_bars), terms.false_alarms)
-        except InputError as error:
-            logger.warning("no prediction of %s is shown: %s", bundle.id[:12], error)
-            return
-        write_json(path, prediction_facts(prediction, bundle, iso(bar.timestamp), trader.equity))

@@ -25,6 +25,7 @@ class Trader(Protocol):
     open_orders: int
     initial: float  # equity that its account began with
     bars_done: int  # since then
+    flow_factor: float  # what was paid in and out has multiplied the equity by
 
     def replace_model(self, bundle: Bundle, positions: str) -> None: ...
 

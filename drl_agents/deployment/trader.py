@@ -13,22 +13,24 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from drl_agents.deployment.activities import apply
 from drl_agents.deployment.bookkeeper import Bookkeeper
 from drl_agents.deployment.bundle import Bundle
 from drl_agents.deployment.decider import Decider
 from drl_agents.deployment.journal import NEVER_SENT, Journal
 from drl_agents.deployment.ledger import Ledger, Unreconciled
 from drl_agents.deployment.outbox import sendable, used_before, write_down
-from drl_agents.deployment.reconcile import tell_foreign
-from drl_agents.deployment.registry import slot_of
+from drl_agents.deployment.quiet import collected_when_told
+from drl_agents.deployment.reconcile import look_around
 from drl_agents.deployment.resume import CLOSED, KEPT, resume
+from drl_agents.deployment.takeover import Hook, take_over
 from drl_agents.deployment.trading_record import TradingRecord, iso, state_facts
 from environments.errors import InputError
 from environments.live.broker import Bar, Broker, BrokerUnavailable, Feed, NoBarYet, Order, OrderResult
@@ -52,13 +54,6 @@ class PaperResult:
     equity: np.ndarray
     n_orders: int
     n_fills: int
-
-
-class Hook(Protocol):
-    """Who may change the model at a bar boundary."""
-
-    def at_boundary(self, trader: PaperTrader, bar: Bar) -> None:
-        """Called after every bar, when the books are reconciled and before the model decides."""
 
 
 class VenueClock(Protocol):
@@ -85,9 +80,10 @@ class PaperTrader:
         schedule: when bars close; None: one follows the other without a pause.
 
     Attributes:
-        bundle, symbols, folder, name, view. state: "ACTIVE", "REDUCING", "HALTED" or "FINISHED". stale: no bar for two
-        bar lengths. reconciled: were the books equal when they were last compared, at this bar? equity: currency.
-        open_orders: orders at the venue that are not known to have ended.
+        bundle, symbols, folder, name, view. bar: the newest. state: "ACTIVE", "REDUCING", "HALTED" or "FINISHED".
+        stale: no bar for two bar lengths. reconciled: were the books equal when they were last compared, at this bar?
+        equity: currency. open_orders: orders at the venue that are not known to have ended. flow_factor: what payments
+        in and out have multiplied the equity by, see `activities.apply`.
     """
 
     def __init__(
@@ -114,6 +110,7 @@ class PaperTrader:
         self.record = TradingRecord(folder, name)
         self.books = Bookkeeper(broker, Ledger(self.symbols, self.decider.margin, 0.0), self.record, journal)
         self.initial = self.peak = math.nan
+        self.flow_factor = 1.0
         self.worst = 0.0
         self.held_back: deque[list[Order]] = deque()
         self.n_orders = self.bars_done = 0
@@ -171,9 +168,9 @@ class PaperTrader:
     def _now(self) -> int:
         return self._silent_since() if self.clock is None else self.clock.now()
 
-    def _assess(self) -> None:
+    def _assess(self, value: float) -> None:
         skew = 0.0 if self.clock is None else self.clock.skew()
-        self.risk.assess(self._now(), self.equity, self._silent_since(), skew)
+        self.risk.assess(self._now(), value, self._silent_since(), skew, self.ledger.adopted)
 
     # ------------------------------------------------------------------------------------------ the loop
 
@@ -189,13 +186,15 @@ class PaperTrader:
             raise InputError(f"no closed bars of {', '.join(self.symbols)}: a trader needs history to begin with")
         begun = None if self.journal is None else self.journal.last_bar()
         curve = [] if begun is None else self.journal.curve()
-        with self.record.open(curve[1:], () if begun is None else self.journal.sent_orders()):
+        sent = () if begun is None else self.journal.sent_orders()
+        with self.record.open(curve[1:], sent), collected_when_told() as collect:
             try:
                 curve += self._begin(history[-1], history) if begun is None else resume(self, begun, history)
                 while not stop():
                     try:
                         bar = self.feed.next_bar(WAIT)
                     except NoBarYet:
+                        collect()
                         self._wait()
                         continue
                     if bar is None:
@@ -206,6 +205,9 @@ class PaperTrader:
                     curve += row
                     if self._ended:
                         break
+                    collect()
+                    if self.journal is not None:
+                        self.journal.tidy()
                     if self.record.due():
                         self.record.flush()
                         self.write_state()
@@ -222,12 +224,16 @@ class PaperTrader:
 
     def see(self, bar: Bar) -> None:
         """Take in a bar that has closed."""
-        self._before, self._bar = self.decider.marks(), bar
+        self._before, self.bar = self.decider.marks(), bar
         self.view.append(bar)
+
+    def adjust_marks(self, splits: Mapping[str, float]) -> None:
+        """Have the closes before the newest bar in shares of after `splits`: new units per old one, by symbol."""
+        self._before = {symbol: mark / splits.get(symbol, 1.0) for symbol, mark in self._before.items()}
 
     def see_history(self, bars: Sequence[Bar]) -> None:
         """Take in the bars before the first that is traded on, and that one."""
-        self._bar = bars[-1]
+        self.bar = bars[-1]
         self.decider.see(bars)
 
     def trade(self, bar: Bar) -> list[tuple[int, float, float]]:
@@ -241,13 +247,15 @@ class PaperTrader:
             self.skip(bar, str(problem))
             return []
         self.skipped = 0
+        if self.books.booked is not None:
+            apply(self.books.booked, self)
         value = self.equity
         self._mark(value)
         self.record.bar(bar.timestamp, value, self.ledger.cash)
         if closed:
             self._ended = HALTED
             with self._on_disk():
-                self._keep(bar, told, decided=True)
+                self._keep(bar, told, value)
                 if self.journal is not None:
                     self.journal.remember(CLOSED, iso(bar.timestamp))
         else:
@@ -257,7 +265,7 @@ class PaperTrader:
     def decide(self, bar: Bar, told: Sequence[OrderResult] = (), begins: bool = False) -> None:
         """Assess, let the hook act, decide, and send. begins: it is the first time with this account."""
         value = self.equity
-        self._assess()
+        self._assess(value)
         if self.hook is not None:
             try:
                 self.hook.at_boundary(self, bar)
@@ -279,25 +287,25 @@ class PaperTrader:
             allowed = [order for order in allowed if order not in [refused.order for refused in used]]
         self.n_orders += len(allowed)
         with self._on_disk():
-            self._keep(bar, told, decided=True)
+            self._keep(bar, told, value)
             if self.journal is not None:
                 write_down(self.journal, bar.timestamp, decided, due, blocked, self.held_back, self.decider.lag)
                 if flattening:
                     self.journal.remember("flatten", False)
         self.flatten = False
+        self.send(bar, allowed)
         for refused in blocked:
             logger.warning("order %s not sent: %s", refused.order.client_order_id, refused.reason)
-        self.send(bar, allowed)
+        if self.hook is not None:
+            self.hook.after_orders(self, bar)
 
     def send(self, bar: Bar, orders: Sequence[Order], again: bool = False) -> None:
         """Hand in orders that are in the journal. again: they were meant to be sent before we were interrupted."""
         if not orders:
             return
         if not again:
-            for order in orders:
-                self.record.order(bar.timestamp, order)
             self.record.latency(time.perf_counter() - self._received - self.books.waited)
-        self.books.send(orders)
+        self.books.send(orders, None if again else bar.timestamp)
 
     def start_watch(self) -> None:
         """A bar was received: the time until its orders are sent counts, but for the broker's own answers."""
@@ -344,43 +352,15 @@ class PaperTrader:
         self.start_watch()
         if self.journal is not None:
             self.journal.remember("bundle", self.bundle.id)
-            tell_foreign(self.broker, self.journal)
+            look_around(self.broker, self.journal, bar.timestamp)
         self.decide(bar, begins=True)
         return [(bar.timestamp, self.initial, cash)]
 
     # ------------------------------------------------------------------------------- changing the model
 
     def replace_model(self, bundle: Bundle, positions: str = "inherit") -> None:
-        """Trade with another model from this boundary on; for a `Hook`.
-
-        Orders held back are dropped; none is in flight at a boundary whose books are reconciled.
-
-        positions: "inherit": the new model decides at once on what is held. "flatten": all is closed first, the new
-        model decides from the next bar on.
-
-        Raises:
-            InputError: the bundle is of another market, or `positions` is neither.
-        """
-        if positions not in ("inherit", "flatten"):
-            raise InputError(f"positions={positions!r}: accepted are inherit, flatten")
-        own, other = slot_of(self.bundle.manifest["market"]), slot_of(bundle.manifest["market"])
-        if own != other:
-            raise InputError(f"bundle {bundle.id[:12]} trades {other}, this trader {own}")
-        fresh = Decider(bundle)
-        # As far as we are: a bar may have closed meanwhile, and comes next.
-        newest = self.view.timestamp
-        before_it = [bar for bar in self.feed.history() if bar.timestamp < newest]
-        fresh.see([*before_it, self._bar])
-        self.drop_held_back("the model was replaced")
-        before, self.decider = self.bundle.id, fresh
-        self.ledger.margin = fresh.margin
-        self.flatten = positions == "flatten" and any(self.ledger.positions.values())
-        if self.journal is not None:
-            with self.journal.transaction():
-                self.journal.remember("bundle", bundle.id)
-                self.journal.remember("flatten", self.flatten)
-                self.journal.event("model", f"{before} -> {bundle.id}, positions {positions}", self.view.timestamp)
-        logger.info("model %s replaces %s", bundle.id[:12], before[:12])
+        """Trade with another model from this boundary on; for a `Hook`. See `takeover.take_over`."""
+        take_over(self, bundle, positions)
 
     def drop_held_back(self, why: str) -> None:
         for order in (order for orders in self.held_back for order in orders):
@@ -393,7 +373,7 @@ class PaperTrader:
     def _on_disk(self) -> Any:
         return contextlib.nullcontext() if self.journal is None else self.journal.transaction()
 
-    def _keep(self, bar: Bar, told: Sequence[OrderResult], decided: bool) -> None:
+    def _keep(self, bar: Bar, told: Sequence[OrderResult], value: float) -> None:
         if self.journal is None:
             return
         for result in told:
@@ -401,11 +381,12 @@ class PaperTrader:
         books = {"ledger": self.ledger.to_dict(), "risk": self.risk.memory(), "n_fills": self.books.n_fills}
         books |= {name: getattr(self, name) for name in KEPT}
         books |= {"memory": self.decider.memory(), "memory_of": self.bundle.id}
-        self.journal.bar(bar.timestamp, self.equity, self.ledger.cash, books, decided)
+        self.journal.bar(bar.timestamp, value, self.ledger.cash, books, decided=True)
+        self.books.keep_booked(bar.timestamp)
 
     def _wait(self) -> None:
         """No bar has closed: look at the clock, show that we live."""
-        self._assess()
+        self._assess(self.equity)
         self.write_state()
 
     def write_state(self) -> None:

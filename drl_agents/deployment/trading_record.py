@@ -154,7 +154,7 @@ def state_facts(trader: PaperTrader) -> dict[str, Any]:
         "symbols": trader.symbols,
         "bar": iso(trader.view.timestamp),
         "bars_done": trader.bars_done,
-        "initial_equity": trader.initial,
+        "initial_equity": trader.initial * trader.flow_factor,  # what was paid in since is no return
         "equity": value,
         "cash": ledger.cash,
         "drawdown": 1 - value / trader.peak,
@@ -165,5 +165,7 @@ def state_facts(trader: PaperTrader) -> dict[str, Any]:
         "positions": positions,
         "risk": {**trader.risk.to_dict(), "state": trader.state},
         "reconciled": trader.books.reconciled_at,
+        "books_agree": trader.reconciled,
+        "adopted": ledger.adopted,
         "stale": trader.stale,
     }

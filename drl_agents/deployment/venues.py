@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drl_agents.deployment.account_lock import sole_trader
 from drl_agents.deployment.bundle import EARLIER, Bundle
 from drl_agents.deployment.journal import Journal
 from drl_agents.deployment.trader import Hook, PaperTrader
@@ -25,8 +25,7 @@ from environments.live.schedule import Schedule
 from environments.timeframe import Timeframe
 
 Keys = tuple[Secret, Secret]
-
-logger = logging.getLogger(__name__)
+PAPER = "https://paper-api.alpaca.markets"  # where no other URL is given
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def replaying(
     url = paper_url(url)
     broker, history = _wired(bundle, keys, url, lock_step=True, name="local", **broker_options)
     feed = ReplayFeed(history, url, _bars_needed(bundle), pause)
-    with _journal(bundle, folder, fresh, broker.name) as journal:
+    with _journal(bundle, folder, fresh, broker.name) as journal, sole_trader(url or PAPER, keys[0].reveal(), folder):
         yield PaperTrader(
             bundle, broker, folder, name, feed=feed, journal=journal, limits=limits or RiskLimits(), hook=hook
         )
@@ -49,12 +48,14 @@ def replaying(
 
 @contextmanager
 def paper_trading(
-    bundle: Bundle, keys: Keys, folder: str | Path, name: str, *, url: str | None = None, stock_feed: str = "iex",
-    fresh: bool = False, limits: RiskLimits | None = None, hook: Hook | None = None,
+    bundle: Bundle, keys: Keys, folder: str | Path, name: str, *, url: str | None = None,
+    stream_url: str | None = None, stock_feed: str = "iex", fresh: bool = False, limits: RiskLimits | None = None,
+    hook: Hook | None = None,
 ) -> Iterator[PaperTrader]:  # fmt: skip
     """A trader on Alpaca's paper venue, on bars as they close.
 
-    url: another venue's that speaks the protocol, for trading and data alike.
+    url: another venue's that speaks the protocol, for trading and data alike. stream_url: of its websocket of bars,
+    None where it has none.
 
     Raises:
         InputError: the model trades what this venue has not: fills at the close, further columns, long stock bars.
@@ -69,17 +70,16 @@ def paper_trading(
     schedule = Schedule(market["asset_class"], timeframe)
     broker, history = _wired(bundle, keys, url, stock_feed=stock_feed)
     if url is None and (others := [name for name in history.wire if "/" in name and not name.endswith("/USD")]):
-        logger.warning(
-            "%s: not paid for in dollars; an account that has dollars alone gets its orders refused (a model of "
-            "BTC/USD spends dollars)",
-            ", ".join(others),
+        raise InputError(
+            f"{', '.join(others)}: Alpaca settles these in coins, and the model's books are in dollars; train on "
+            f"{', '.join(name.split('/')[0] + '/USD' for name in others)}"
         )
     # The websocket sends minutes; longer bars are asked for when they have closed.
-    stream = (
-        BarStream(history.wire, market["asset_class"], keys, stock_feed) if timeframe.minutes == 1 and not url else None
-    )
+    stream = None
+    if timeframe.minutes == 1 and (url is None or stream_url is not None):
+        stream = BarStream(history.wire, market["asset_class"], keys, stock_feed, stream_url)
     feed = LiveFeed(history, schedule, _bars_needed(bundle), broker.now, None if stream is None else stream.get)
-    with _journal(bundle, folder, fresh, broker.name) as journal:
+    with _journal(bundle, folder, fresh, broker.name) as journal, sole_trader(url or PAPER, keys[0].reveal(), folder):
         try:
             yield PaperTrader(
                 bundle, broker, folder, name, feed=feed, journal=journal, limits=limits or RiskLimits(), hook=hook,

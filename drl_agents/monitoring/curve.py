@@ -12,11 +12,11 @@ CURVE_BARS = 10_000  # the newest bars that are kept
 
 
 class EquityCurve:
-    """The newest `CURVE_BARS` lines of `equity.csv` (timestamp, equity, cash, and maybe expected).
+    """The newest `CURVE_BARS` lines of `equity.csv` (timestamp, equity, cash).
 
-    Bar i of the file, counted from the first one read, is `time[i - first]` (seconds since 1970), `equity[i - first]`
-    and `expected[i - first]`: what the back-test's books hold after the same decisions, None where the trader does not
-    say. `version` changes when the file was begun anew: the bars of another version are not those of this one.
+    Bar i of the file, counted from the first one read, is `time[i - first]` (seconds since 1970) and
+    `equity[i - first]`. `version` changes when the file was begun anew: the bars of another version are not those of
+    this one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,6 @@ class EquityCurve:
         self.version, self.first = 0, 0
         self.time: list[float] = []
         self.equity: list[float] = []
-        self.expected: list[float | None] = []
 
     @property
     def end(self) -> int:
@@ -36,26 +35,25 @@ class EquityCurve:
         lines, anew = self._tail.read(problems)
         if anew:
             self.version, self.first, self._broken = self.version + 1, 0, 0
-            self.time, self.equity, self.expected = [], [], []
+            self.time, self.equity = [], []
         for line in lines:
             columns = line.split(",")
             if columns[0] == "timestamp":
                 continue
             time = parse_time(columns[0])
-            equity = finite(columns[1]) if len(columns) in (3, 4) else None
+            equity = finite(columns[1]) if len(columns) == 3 else None
             if time is None or equity is None:
                 self._broken += 1
                 continue
             self.time.append(time.timestamp())
             self.equity.append(equity)
-            self.expected.append(finite(columns[3]) if len(columns) == 4 else None)
         if self._broken:
             problems.append(f"{self._where}: {self._broken} lines are not timestamp,equity,cash and were left out")
         # A quarter over, so that not every new bar moves all the others.
         if len(self.time) > 1.25 * CURVE_BARS or anew:
             gone = max(0, len(self.time) - CURVE_BARS)
             self.first += gone
-            for column in (self.time, self.equity, self.expected):
+            for column in (self.time, self.equity):
                 del column[:gone]
 
 

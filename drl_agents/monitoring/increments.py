@@ -31,8 +31,7 @@ class Increments:
         time: when the snapshot was taken. study, trader, deployment, device, names, problems: present when they
         changed, null when they are gone; without ages, trials and curves. trials: {"anew": whether to forget those told
         before, "rows": [...]}, the ones that changed. equity: {"anew": ..., "first": number of the first bar given,
-        "time": seconds since 1970, "equity": ..., "expected": ...}, the bars that are new. prediction: of the trader,
-        when it changed.
+        "time": seconds since 1970, "equity": ...}, the bars that are new. prediction: of the trader, when it changed.
         """
         message: dict[str, Any] = {"time": snapshot.time}
         study = snapshot.study and asdict(replace(snapshot.study, trials=[]))
@@ -85,7 +84,7 @@ class Increments:
         told_name, version, told = self._curve
         if curve is None or snapshot.trader is None:
             if told_name:
-                message["equity"] = {"anew": True, "first": 0, "time": [], "equity": [], "expected": []}
+                message["equity"] = {"anew": True, "first": 0, "time": [], "equity": []}
             self._curve = ("", 0, 0)
             return
         anew = (name, curve.version) != (told_name, version) or told < curve.first
@@ -96,6 +95,5 @@ class Increments:
                 "first": curve.first + start,
                 "time": curve.time[start:],
                 "equity": curve.equity[start:],
-                "expected": curve.expected[start:],
             }
         self._curve = (name, curve.version, curve.end)

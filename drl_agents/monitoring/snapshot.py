@@ -128,8 +128,9 @@ def find_studies(logs: str | Path) -> list[str]:
 
 
 def find_traders(logs: str | Path) -> list[str]:
-    """Names of the paper traders under `logs`, as `find_studies`."""
-    return _names(Path(logs) / "paper", "state.json")
+    """Names of the paper traders under `logs` that have said something of themselves, newest first."""
+    folder = Path(logs) / "paper"
+    return [name for name in _names(folder, "state.json") if (folder / name / "state.json").exists()]
 
 
 def check_names(logs: str | Path, study: str | None = None, trader: str | None = None) -> None:

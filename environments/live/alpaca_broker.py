@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,7 @@ from environments.live.alpaca_session import (
 )
 from environments.live.broker import (
     Accepted,
+    Activity,
     Ambiguous,
     BrokerUnavailable,
     NotSent,
@@ -55,6 +57,7 @@ ENDED = frozenset({"filled", "canceled", "expired", "rejected", "replaced", "don
 SENDS = 3  # of one order, under its one id
 LISTED = 500  # the most orders one answer holds
 SELLS_FILL_WITHIN = 10.0  # seconds that buys wait for the proceeds of sells
+ACTIVITIES = 100  # the most that one page holds
 CLOCK_EVERY = 60.0  # seconds between looks at the venue's clock
 _BPS = 1e-4
 
@@ -108,11 +111,13 @@ class AlpacaBroker:
     def submit(self, orders: Sequence[Order]) -> list[Outcome]:
         """Hand in market orders in their order; one outcome for each.
 
-        Where the side changes, those before are waited for: buys may need what sells bring.
+        Where the side changes, or a symbol comes again, those before are waited for: buys may need what sells bring,
+        and a position is closed before its other side is opened.
         """
         outcomes: list[Outcome] = []
         for i, order in enumerate(orders):
-            if i and not self.lock_step and order.side != orders[i - 1].side:
+            again = any(sent.symbol == order.symbol for sent in orders[:i])
+            if i and not self.lock_step and (again or order.side != orders[i - 1].side):
                 taken = [sent for sent, o in zip(orders, outcomes, strict=False) if isinstance(o, Accepted)]
                 self._await(taken)
             outcomes.append(self._place(order))
@@ -247,14 +252,50 @@ class AlpacaBroker:
             except (APIError, requests.exceptions.RequestException) as error:
                 logger.info("cancelling %s: %s", order.order.client_order_id, type(error).__name__)
 
-    def foreign_orders(self, known: Sequence[str]) -> list[str]:
+    def foreign_orders(self, known: Collection[str]) -> list[str]:
         """Ids of open orders at the venue that are not among `known`."""
         request, own = GetOrdersRequest(status=QueryOrderStatus.OPEN, limit=LISTED), set(known)
         entries = self._read("open orders", lambda: _listed(self._client.get_orders(request)))
         ids = [str(entry.get("client_order_id", "")) for entry in entries]
         return [name for name in ids if name not in own]
 
+    def latest_orders(self) -> list[str]:
+        """Ids of the newest orders at the venue, open or ended."""
+        request = GetOrdersRequest(status=QueryOrderStatus.ALL, limit=LISTED, nested=False)
+        entries = self._read("orders", lambda: _listed(self._client.get_orders(request)))
+        return [str(entry.get("client_order_id", "")) for entry in entries]
+
     # ------------------------------------------------------------------------------------------ account
+
+    def activities(self, since: int) -> list[Activity]:
+        """What moved cash or units since that day but for trades, oldest first.
+
+        alpaca-py has no method for it on its trading client, and asks for it by path. A split comes as two, one that
+        takes the old units and one that gives the new ones; of a dividend `qty` is what it was paid on, and moves
+        nothing.
+
+        since: UTC nanoseconds. https://docs.alpaca.markets/reference/getaccountactivities-2
+        """
+        after = pd.Timestamp(since, unit="ns", tz="UTC").strftime("%Y-%m-%dT00:00:00Z")
+        asked = {"category": "non_trade_activity", "after": after, "direction": "asc", "page_size": ACTIVITIES}
+        found: list[Activity] = []
+        while True:
+            page = self._read("activities", partial(self._page, asked))
+            found += page
+            if len(page) < ACTIVITIES:
+                return found
+            asked = {**asked, "page_token": page[-1].id}
+
+    def _page(self, asked: dict[str, Any]) -> list[Activity]:
+        return [self._activity(entry) for entry in _listed(self._client.get("/account/activities", asked))]
+
+    def _activity(self, entry: dict[str, Any]) -> Activity:
+        kind, symbol = _text(entry, "activity_type"), str(entry.get("symbol") or "").replace("/", "")
+        units = _number(entry, "qty") if kind == "SPLIT" else 0.0
+        return Activity(
+            _text(entry, "id"), kind, _number(entry, "net_amount"), self._held.get(symbol, symbol), units,
+            str(entry.get("date") or ""), str(entry.get("status") or "executed"),
+        )  # fmt: skip
 
     def cash(self) -> float:
         return self._read("account", lambda: _number(self._client.get_account(), "cash"))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 from alpaca.common.exceptions import APIError
@@ -21,10 +22,10 @@ from environments.data.http import LOOPBACK, require_https
 from environments.errors import InputError
 from environments.live.broker import BrokerUnavailable
 
-LIVE_HOST = "api.alpaca.markets"
+ALPACA, PAPER_HOST = "alpaca.markets", "paper-api.alpaca.markets"
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 10.0
 ATTEMPTS = 6
-FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0
+FIRST_WAIT, FIRST_PAUSE, LONGEST_WAIT = 0.05, 0.5, 5.0
 TOO_MANY = 429
 
 T = TypeVar("T")
@@ -45,15 +46,24 @@ class TimedSession(requests.Session):
 def paper_url(url: str | None) -> str | None:
     """`url` if orders may be sent there; None stays None (Alpaca's paper venue).
 
+    Of Alpaca's hosts one is accepted, however the others are spelt: what is judged is the host that requests would
+    connect to, with its percent-encoding undone and without the dot that a full domain name may end with.
+
     Raises:
-        InputError: it is Alpaca's venue for live money, or keys would go there in the clear.
+        InputError: it is a host of Alpaca's that is not for paper accounts, none at all, or keys would go there in the
+            clear.
     """
     if url is None:
         return None
     url = require_https(url, "the broker's URL")
-    if urlsplit(url).hostname == LIVE_HOST:
-        raise InputError(f"{LIVE_HOST} trades live money: only paper accounts are traded here")
-    return url
+    try:
+        sent_to = requests.Request("GET", url).prepare().url
+    except (requests.exceptions.RequestException, ValueError) as error:
+        raise InputError(f"the broker's URL: {error}") from None
+    host = unquote(urlsplit(sent_to).hostname or "").rstrip(".").lower()
+    if host == PAPER_HOST or (host and not f".{host}".endswith(f".{ALPACA}")):
+        return url
+    raise InputError(f"{host!r} may trade live money: only paper accounts are traded here, on {PAPER_HOST}")
 
 
 def prepare(client: Any, url: str | None, timeout: tuple[float, float] = (CONNECT_TIMEOUT, READ_TIMEOUT)) -> Any:
@@ -102,7 +112,9 @@ def read(
 ) -> T:
     """`ask()`, again where it fails: after timeouts, cut connections, 429, 5xx and answers that cannot be read.
 
-    what: for messages. The waits double from `FIRST_WAIT` to `LONGEST_WAIT`, or are what the venue asks for.
+    what: for messages. The waits double from `FIRST_WAIT`, after 429 from `FIRST_PAUSE`, to `LONGEST_WAIT`, each
+    between half of it and all, so that clients refused together do not come back together; or they are what the venue
+    asks for (a 429's Retry-After), `LONGEST_WAIT` at most.
 
     Raises:
         InputError: the keys are refused.
@@ -111,7 +123,7 @@ def read(
     """
     problem = ""
     for attempt in range(attempts):
-        wait = None
+        wait, first = None, FIRST_WAIT
         try:
             return ask()
         except APIError as error:
@@ -122,12 +134,15 @@ def read(
                                  "APCA_API_SECRET_KEY; they must be a paper account's") from None  # fmt: skip
             if status != TOO_MANY and status < 500:
                 raise
-            problem, wait = f"HTTP {status}", asked_wait(error) if status == TOO_MANY else None
+            problem = f"HTTP {status}"
+            if status == TOO_MANY:
+                wait, first = asked_wait(error), FIRST_PAUSE
         except requests.exceptions.RequestException as error:
             problem = type(error).__name__
         except (Unreadable, KeyError, TypeError, ValueError) as error:
             problem = f"an answer that cannot be read ({type(error).__name__}: {redact(str(error), secrets)[:80]})"
         if attempt < attempts - 1:
             logger.info("%s: %s, asked again", what, problem)
-            sleep(min(FIRST_WAIT * 2**attempt if wait is None else wait, LONGEST_WAIT))
+            drawn = min(first * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            sleep(drawn if wait is None else min(wait, LONGEST_WAIT))
     raise BrokerUnavailable(f"{what}: {problem}, {attempts} times")

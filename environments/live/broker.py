@@ -56,6 +56,24 @@ class OrderResult:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """What moved an account but for a trade: money paid in or out, a dividend, interest, a fee, a split.
+
+    kind: the venue's word for it, "CSD" or "SPLIT". cash: currency, < 0 where it was taken. symbol: "" where it is of
+    none; units: what came to the position or went from it. day: ISO date. status: "executed", or another of the
+    venue's where it does not hold.
+    """
+
+    id: str
+    kind: str
+    cash: float
+    symbol: str = ""
+    units: float = 0.0
+    day: str = ""
+    status: str = "executed"
+
+
+@dataclass(frozen=True)
 class Accepted:
     """The venue has the order. result: what it said of it, where it said so in full."""
 

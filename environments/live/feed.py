@@ -102,7 +102,7 @@ class ReplayFeed:
             answer.raise_for_status()
             return answer.json()
         except requests.exceptions.RequestException as error:
-            raise BrokerUnavailable(f"the local venue: {type(error).__name__}") from None
+            raise BrokerUnavailable(f"the local venue {self._url}: {type(error).__name__}") from None
 
 
 class Assembler:
@@ -153,7 +153,7 @@ class LiveFeed:
 
     The bar that is waited for is the schedule's next one. It is given out as soon as all symbols have theirs; `GRACE`
     seconds after its close with those that have. A gap (we were away, or the venue was) is filled over REST, bar by
-    bar in order; a bar that nobody has is passed over.
+    bar in order; a bar that nobody has is passed over when a later one has come.
 
     Args:
         schedule: which bars there are, and when each has closed.
@@ -214,11 +214,13 @@ class LiveFeed:
         if now < closes:
             return None
         age = (now - closes) / SECOND
-        if not assembler.complete(wanted) and age >= FIRST_POLL and now - self._polled >= POLL * SECOND:
+        # The venue's clock may be wrong for once, and right at the next look: then it has gone back.
+        if not assembler.complete(wanted) and age >= FIRST_POLL and abs(now - self._polled) >= POLL * SECOND:
             self._polled = now
             self._catch_up(now)
-        # What REST was never asked for is not missing yet.
-        missing = age >= self._grace and self._asked_until >= closes
+        # What REST was never asked for is not missing yet; nor is a bar that none came after.
+        asked = closes <= self._asked_until <= now
+        missing = age >= self._grace and asked and assembler.oldest() is not None
         if assembler.complete(wanted) or missing:
             bar = assembler.give(wanted)
             if bar is None:

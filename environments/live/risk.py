@@ -10,7 +10,7 @@ Everything here fails closed: a number that is not finite halts, an order that c
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -38,7 +38,7 @@ class RiskLimits:
     daily_loss: float | None = 0.5
     """share of the day's first equity (UTC) that may be lost; then only reducing orders are sent until the day ends"""
     drawdown: float | None = 0.9
-    """share of the highest equity that may be lost; then trading halts, for good"""
+    """share of the highest equity that may be lost; then trading halts, for good: what is held is kept, not sold"""
     orders_per_minute: int | None = 600
     """orders sent in any 60 seconds of the venue's time"""
     stale_bars: float | None = 2.0
@@ -47,6 +47,9 @@ class RiskLimits:
     """seconds between the venue's clock and ours; beyond, only reducing orders are sent"""
     price_band: float | None = 0.5
     """|close / the asset's close before - 1| beyond which the asset is not traded"""
+    unexplained: float | None = 0.01
+    """share of equity by which the venue's books may differ from what the fills explain, added up over the account's
+    life; beyond, only reducing orders are sent"""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -80,22 +83,25 @@ class RiskMonitor:
 
     def __init__(self, limits: RiskLimits, timeframe: int, peak: float = 0.0) -> None:
         self.limits, self.timeframe = limits, timeframe
+        self._unlimited = limits == RiskLimits.off()
         self.state, self.reasons = ACTIVE, []
         self.peak, self.day, self.day_equity = peak, None, math.nan
         self._killed = ""
         self._sent: deque[int] = deque()
 
-    def assess(self, now: float, equity: float, closed: float, skew: float = 0.0) -> str:
+    def assess(self, now: float, equity: float, closed: float, skew: float = 0.0, unexplained: float = 0.0) -> str:
         """The state at a moment; `reasons` then says why it is not ACTIVE.
 
         Args:
             now: the venue's time, UTC nanoseconds. equity: currency. closed: since when a bar is awaited, UTC
-            nanoseconds. skew: seconds the venue's clock is ahead of ours.
+            nanoseconds. skew: seconds the venue's clock is ahead of ours. unexplained: currency, by how much books were
+            made to be the venue's so far.
         """
         limits, found = self.limits, []
-        finite = all(math.isfinite(value) for value in (now, equity, closed, skew))
-        if not finite or equity <= 0:
-            found.append((HALTED, f"equity {equity:g}, clock {now:g} or skew {skew:g} is no usable number"))
+        numbers = {"equity": equity, "clock": now, "bar": closed, "skew": skew, "unexplained": unexplained}
+        if not all(math.isfinite(value) for value in numbers.values()) or equity <= 0:
+            told = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+            found.append((HALTED, f"no usable number among {told}"))
         else:
             self._remember(int(now), equity)
             if limits.drawdown is not None and 1 - equity / self.peak >= limits.drawdown * (1 - _ROUNDING):
@@ -109,6 +115,9 @@ class RiskMonitor:
                 found.append((HALTED, f"no bar for {age:.1f} bar lengths, {limits.stale_bars:g} allowed"))
             if limits.clock_skew is not None and abs(skew) > limits.clock_skew:
                 found.append((REDUCING, f"clocks differ by {skew:.1f} s, {limits.clock_skew:g} s allowed"))
+            if limits.unexplained is not None and unexplained > limits.unexplained * equity * (1 + _ROUNDING):
+                share = f"{unexplained / equity:.2%} of equity in all, {limits.unexplained:.2%} allowed"
+                found.append((REDUCING, f"the venue's books differ from its fills by {share}: are its fees others?"))
         if self._killed:
             found.append((HALTED, self._killed))
         self.state = max((state for state, _ in found), key=_SEVERITY.index, default=ACTIVE)
@@ -135,7 +144,7 @@ class RiskMonitor:
             equity: currency. held: units by symbol. marks: the newest close by symbol, before: the close before it
             (0 or absent where there was none).
         """
-        if self.state == ACTIVE and all(value is None for value in asdict(self.limits).values()) and equity > 0:
+        if self.state == ACTIVE and self._unlimited and equity > 0:
             return list(orders), []
         allowed, blocked = {}, []
         exposure = {symbol: units * marks.get(symbol, math.nan) for symbol, units in held.items() if units}
@@ -184,20 +193,19 @@ class RiskMonitor:
         return ""
 
     def _may_send(self, now: int) -> bool:
-        if self.limits.orders_per_minute is None:
-            return True
         while self._sent and now - self._sent[0] >= 60 * SECOND:
             self._sent.popleft()
-        return len(self._sent) < self.limits.orders_per_minute
+        return self.limits.orders_per_minute is None or len(self._sent) < self.limits.orders_per_minute
 
     def to_dict(self) -> dict[str, object]:
         """State, reasons and limits, JSON-able."""
         return {"state": self.state, "reasons": list(self.reasons), "limits": asdict(self.limits)}
 
     def memory(self) -> dict[str, object]:
-        """What a restart needs to know: the day's first equity, the peak, and a kill that stands."""
+        """What a restart needs to know: the day's first equity, the peak, a kill that stands, and when how many orders
+        were sent within the last minute of sending."""
         return {"peak": self.peak, "day": self.day, "day_equity": self.day_equity if self.day else None,
-                "killed": self._killed}  # fmt: skip
+                "killed": self._killed, "sent": [list(sent) for sent in Counter(self._sent).items()]}  # fmt: skip
 
     def restore(self, memory: Mapping[str, object]) -> None:
         """Go on from `memory()`."""
@@ -205,3 +213,4 @@ class RiskMonitor:
         self.day = memory["day"]
         self.day_equity = math.nan if memory["day_equity"] is None else float(memory["day_equity"])
         self._killed = str(memory["killed"])
+        self._sent = deque(moment for moment, count in memory.get("sent", ()) for _ in range(count))

@@ -26,6 +26,9 @@ class MarketView:
         n_assets: A. features: names, as in training. extra: names of the bars' further columns.
         lookback: L, rows kept.
         dtype: of the marks and of the scheme's row. scheme: the action scheme that trades on the view.
+
+    Attributes:
+        mark: (1, A) last known closes, 0 before the first. timestamp: of the newest bar, None before the first.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class MarketView:
         self._counts = [0] * n_assets
         self._rows: deque[np.ndarray] = deque(maxlen=lookback)
         self._mark = np.zeros(n_assets)
+        self.mark = torch.zeros(1, n_assets, dtype=dtype)
         self._judged = np.zeros(n_assets, dtype=bool)
         self._scheme = scheme if scheme is not None and scheme.n_factors else None
         self._factors = np.zeros((n_assets, 0 if self._scheme is None else self._scheme.n_factors))
@@ -62,26 +66,26 @@ class MarketView:
         if self.timestamp is not None and bar.timestamp <= self.timestamp:
             raise InputError(f"bar {bar.timestamp} came after bar {self.timestamp}: bars must be in order")
         self.timestamp = bar.timestamp
+        columns = np.column_stack([bar.open, bar.high, bar.low, bar.close, bar.volume, bar.extra])
+        present = np.flatnonzero(np.isfinite(bar.close))
+        histories = [self._remember(i, columns[i]) for i in present.tolist()]
+        self._mark[present] = bar.close[present]
+        self.mark = torch.tensor(self._mark, dtype=self.dtype).unsqueeze(0)
         row = np.full((len(self._counts), len(self.names)), np.nan, dtype=np.float32)
         self._factors.fill(np.nan)
-        columns = (bar.open, bar.high, bar.low, bar.close, bar.volume)
-        for i in range(len(self._counts)):
-            if not np.isfinite(bar.close[i]):
-                continue
-            own = self._remember(i, [*(c[i] for c in columns), *bar.extra[i]])
-            self._mark[i] = bar.close[i]
-            if compute:
-                bars, extra = Bars(*own[:5]), dict(zip(self.extra, own[5:], strict=True))
-                row[i] = newest_features(bars, extra, self.names)
-                if self._scheme is not None:
-                    self._factors[i] = self._scheme.factors(bars, extra)[-1]
+        if compute and histories:
+            row[present] = newest_features(histories, self.extra, self.names)
+            if self._scheme is not None:
+                for i, own in zip(present, histories, strict=True):
+                    further = dict(zip(self.extra, own[5:], strict=True))
+                    self._factors[i] = self._scheme.factors(Bars(*own[:5]), further)[-1]
         judged = np.isfinite(row).all(axis=1)
         row[~judged] = np.nan
         self._judged = judged
         if compute:
             self._rows.append(row.ravel())
 
-    def _remember(self, asset: int, values: list[float]) -> np.ndarray:
+    def _remember(self, asset: int, values: np.ndarray) -> np.ndarray:
         """Add a bar of one asset; returns its last bars, (5 + E, up to MEMORY)."""
         own, count = self._bars[asset], self._counts[asset]
         if count == 2 * MEMORY:
@@ -95,11 +99,6 @@ class MarketView:
     def rows(self) -> Tensor:
         """(up to L, A * F) float32, oldest first."""
         return torch.from_numpy(np.stack(self._rows))
-
-    @property
-    def mark(self) -> Tensor:
-        """(1, A) last known closes, 0 before the first."""
-        return torch.as_tensor(self._mark, dtype=self.dtype).unsqueeze(0)
 
     @property
     def judged(self) -> Tensor:

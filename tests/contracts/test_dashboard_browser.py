@@ -36,10 +36,10 @@ def now(seconds_ago: float = 0.0) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
 
 
-def bar(i: int, expected: bool = True) -> str:
+def bar(i: int) -> str:
     equity = 100_000 + 40 * (i % 97) + 3 * i
     time_of = (START + timedelta(minutes=5 * i)).isoformat()
-    return f"{time_of},{equity},{equity / 3}" + (f",{equity * 1.001}\n" if expected else "\n")
+    return f"{time_of},{equity},{equity / 3}\n"
 
 
 def write_trader(logs: Path, n_bars: int = 300, name: str = "live", **changes) -> Path:
@@ -81,7 +81,7 @@ def write_trader(logs: Path, n_bars: int = 300, name: str = "live", **changes) -
         **changes,
     }  # fmt: skip
     write_json(folder / "state.json", state)
-    text = "timestamp,equity,cash,expected\n" + "".join(bar(i) for i in range(n_bars))
+    text = "timestamp,equity,cash\n" + "".join(bar(i) for i in range(n_bars))
     (folder / "equity.csv").write_text(text)
     return folder
 
@@ -187,7 +187,7 @@ def test_what_matters_is_on_the_page_and_data_stays_text(site):
     for part in (
         "ACTIVE", "REDUCING", "daily loss 3.1 % above 3 %", "daily loss 0.03", "$110,500.25", "+$10,500.25", "2.00 %",
         "45.00 %", "$0.00", "1 at $10.00", "c0ffeec0ffee", "SYNTHETIC DATA", "2.5 ms", "books agreed",
-        "Back-test, same decisions", EVIL, "INSIDE the predicted band: $81,873.08 to $122,140.28 after 299 bars.",
+        EVIL, "INSIDE the predicted band: $81,873.08 to $122,140.28 after 299 bars.",
     ):  # fmt: skip
         assert part in text, part
     page.keyboard.press("2")

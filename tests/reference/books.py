@@ -241,6 +241,32 @@ class ReferenceBooks:
             self.close_call = True
         return round_down(quantity, step)
 
+    def _on_lots(self, signed: float, i: int, price: float, again: bool = False) -> float:
+        """A signed quantity of which what is, or was, owed in shares is whole ones: nobody lends a part of a share.
+
+        again: it was put on lots when it was decided, and whole numbers are exact.
+        """
+        loan, rule, held = self.setup.loan, self.setup.assets[i].rule, self.shares[i]
+        if not loan.shorting or all(a.rule.increment == int(a.rule.increment) for a in self.setup.assets):
+            return signed
+        lot, blur = math.ceil(rule.increment), CLOSE * self._size() / price if price > 0 else 0.0
+
+        def lots(quantity: float) -> float:
+            if again and abs(quantity / lot - round(quantity / lot)) < SLACK:
+                return round(quantity / lot) * lot
+            if lot > blur and round_down(quantity + blur, lot) != round_down(max(quantity - blur, 0.0), lot):
+                self.close_call = True
+            return round_down(quantity, lot)
+
+        if signed < 0:
+            own = min(-signed, max(held, 0.0))
+            return -(own + lots(-signed - own))
+        if held < 0 and not again and abs(signed + held) < blur < lot:
+            self.close_call = True
+        if held < 0 and signed < -held:
+            return lots(signed)
+        return signed
+
     def _reaches(self, quantity: float, price: float, i: int) -> bool:
         rule = self.setup.assets[i].rule
         if quantity > 0:
@@ -348,6 +374,8 @@ class ReferenceBooks:
                 whole = held - size < self._nothing(i)
         exact = whole and own.costs.fee_in == "received"
         size = held if exact else self._round(size, i, mark, whole)
+        if own.loan.granted:
+            size = abs(self._on_lots(math.copysign(size, wanted), i, mark))
         if not self._reaches(size, mark, i):
             return 0.0
         return size if wanted > 0 else -size
@@ -379,6 +407,7 @@ class ReferenceBooks:
             size = abs(orders[i])
             if opening[i] > 0:
                 size = self._round(closing[i] + opening[i] * share, i, prices[i])
+                size = abs(self._on_lots(math.copysign(size, orders[i]), i, prices[i]))
                 if not self._reaches(size, prices[i], i):
                     size = 0.0 if fees is None else closing[i]
             kept.append(math.copysign(size, orders[i]))
@@ -410,6 +439,7 @@ class ReferenceBooks:
         draws, orders = self._draws(), self._capped(orders, able)
         if not own.loan.shorting:
             orders = [max(q, -s) for q, s in zip(orders, self.shares, strict=True)]
+        orders = [self._on_lots(q, i, prices[i], again=True) for i, q in enumerate(orders)]
         worth = self._portfolio(prices)
 
         def cost(i: int, quantity: float) -> float:

@@ -6,12 +6,16 @@ import logging
 import time
 
 import pytest
+import requests
+from alpaca.common.exceptions import APIError
 
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca, VectorizedStockEnvAlpaca
 from environments.data.credentials import Secret
 from environments.errors import InputError
+from environments.live import alpaca_session
 from environments.live.alpaca_broker import AlpacaBroker
 from environments.live.alpaca_local.server import LocalAlpaca
+from environments.live.alpaca_session import paper_url
 from environments.live.broker import Accepted, Ambiguous, BrokerUnavailable, NotSent, Order, Rejected
 
 KEYS = (Secret("key-of-this-test"), Secret("secret-of-this-test"))
@@ -136,6 +140,35 @@ def test_a_read_is_asked_again_and_never_reads_as_empty(venue, fault, path):
         ask()
 
 
+def test_reads_back_off_where_a_429_does_not_say_how_long(monkeypatch):
+    """0.5, 1, 2, 4 and 5 s, each between half of it and all; another failure begins at a tenth of that."""
+
+    class Refusing:
+        """An answer with a status, and perhaps with how long to wait."""
+
+        def __init__(self, status: int, **headers: str) -> None:
+            self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
+
+        def __call__(self) -> None:
+            response = requests.Response()
+            response.status_code = self.status
+            response.headers.update(self.headers)
+            raise APIError("{}", requests.exceptions.HTTPError(response=response))
+
+    def waits(ask: Refusing, draw: float) -> list[float]:
+        waited: list[float] = []
+        monkeypatch.setattr(alpaca_session.random, "uniform", lambda low, high: low + draw * (high - low))
+        with pytest.raises(BrokerUnavailable, match=f"HTTP {ask.status}, 6 times"):
+            alpaca_session.read("what", ask, KEYS, sleep=waited.append)
+        return waited
+
+    assert waits(Refusing(429), 1.0) == [0.5, 1.0, 2.0, 4.0, 5.0]
+    assert waits(Refusing(429), 0.0) == [0.25, 0.5, 1.0, 2.0, 2.5]
+    assert waits(Refusing(503), 1.0) == [0.05, 0.1, 0.2, 0.4, 0.8]
+    assert waits(Refusing(429, Retry_After="3"), 0.5) == [3.0] * 5
+    assert waits(Refusing(429, Retry_After="3600"), 0.5) == [5.0] * 5
+
+
 @pytest.mark.parametrize("field", ["client_order_id", "filled_qty", "filled_avg_price", "status", "id"])
 @pytest.mark.parametrize("kind", ["missing_field", "unknown_enum"])
 def test_answers_that_lack_something_are_asked_for_again(venue, kind, field):
@@ -205,10 +238,30 @@ def test_stocks(make_market, random_bars):
         assert result.filled_quantity == 1.5 and broker.positions() == {"AB": 1.5}
 
 
+SPELLINGS_OF_LIVE = (
+    "https://api.alpaca.markets",
+    "https://api.alpaca.markets/v2",
+    "https://api.alpaca.markets.",
+    "https://API.Alpaca.Markets:443",
+    "https://api%2ealpaca%2Emarkets",
+    "https://api.alpaca%2emarkets%2e",
+    "https://api\u3002alpaca\uff0emarkets\uff61",
+    "https://\uff41pi.alpaca.markets",
+    "https://user:word@api.alpaca.markets",
+    "https://api.alpaca.markets\\@paper-api.alpaca.markets",
+    "https://broker-api.alpaca.markets",
+    "https://data.alpaca.markets",
+    "https://alpaca.markets",
+    "https://paper-api.alpaca.markets.api.alpaca.markets",
+)
+
+
 def test_live_money_has_no_way_in(venue):
-    for url in ("https://api.alpaca.markets", "https://api.alpaca.markets/v2"):
-        with pytest.raises(InputError, match="only paper accounts"):
+    for url in SPELLINGS_OF_LIVE:
+        with pytest.raises(InputError, match="only paper accounts|not a valid IDNA label"):
             AlpacaBroker(["BTCUSDT"], "crypto", KEYS, url=url)
+    for url in ("https://paper-api.alpaca.markets.", "https://PAPER-API.Alpaca.Markets", "https://notalpaca.markets"):
+        assert paper_url(url) == url
     with pytest.raises(InputError, match="https"):
         AlpacaBroker(["BTCUSDT"], "crypto", KEYS, url="http://example.org")
     assert AlpacaBroker(["BTCUSDT"], "crypto", KEYS)._client._base_url.value == "https://paper-api.alpaca.markets"

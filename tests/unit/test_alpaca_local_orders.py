@@ -155,6 +155,55 @@ def test_margin_reaches_as_far_as_the_limit(make_market):
     venue.submit(order(**spy, side="sell", qty=500))
 
 
+@pytest.fixture
+def lender(make_market) -> Venue:
+    """Sells short, lends as much as there is."""
+    market = make_market({"SPY": [BAR] * 8}, asset_class="stock", timeframe="1d")
+    env = VectorizedStockEnvAlpaca(market, 1, features=["range"], margin=2.0, shorting=True)
+    return Venue(env, 1, 8, 0.0, 0, lambda update: None)
+
+
+SPY = {"symbol": "SPY", "time_in_force": "day"}
+FRACTION = (422, 42210000, "fractional orders cannot be sold short")
+
+
+def test_parts_of_a_share_are_not_sold_short(lender):
+    for changes in ({"qty": 1.5}, {"qty": None, "notional": 150}, {"qty": 0.5, "type": "limit", "limit_price": 105}):
+        assert refusal(lender, **SPY, side="sell", **changes) == FRACTION
+    lender.submit(order(**SPY, side="sell", qty=2))
+    lender.advance()
+    assert refusal(lender, **SPY, side="sell", qty=0.5) == FRACTION, "nor of one that is short already"
+    assert lender.books.units == [-2.0]
+
+
+def test_no_order_takes_a_position_through_zero(lender):
+    lender.submit(order(**SPY, qty=10.5))
+    lender.advance()
+    status, code, message = refusal(lender, **SPY, side="sell", qty=12)
+    assert (status, code) == (403, 40310000)
+    assert message == "insufficient qty available for order (requested: 12, available: 10.5)"
+    assert refusal(lender, **SPY, side="sell", qty=12.5) == FRACTION
+    # In two it goes: the one that closes fills first.
+    close = lender.submit(order(**SPY, side="sell", qty=10.5, client_order_id="close"))
+    opens = lender.submit(order(**SPY, side="sell", qty=3, client_order_id="opens"))
+    assert (close["position_intent"], opens["position_intent"]) == ("sell_to_close", "sell_to_open")
+    lender.advance()
+    assert lender.books.units == [-3.0] and {o.status for o in lender.orders.values()} == {"filled"}
+    # And back.
+    assert refusal(lender, **SPY, qty=4)[2] == "insufficient qty available for order (requested: 4, available: 3)"
+    lender.submit(order(**SPY, qty=3, client_order_id="cover"))
+    lender.submit(order(**SPY, qty=1.25, client_order_id="long"))
+    lender.advance()
+    assert lender.books.units == [1.25]
+
+
+def test_what_rests_is_spoken_for(lender):
+    lender.submit(order(**SPY, qty=10))
+    lender.advance()
+    lender.submit(order(**SPY, side="sell", qty=4, type="limit", limit_price=200))
+    assert "available: 6" in refusal(lender, **SPY, side="sell", qty=7, type="limit", limit_price=200)[2]
+
+
 def test_wash_trades(crypto):
     crypto.submit(order(qty=2))
     crypto.advance()

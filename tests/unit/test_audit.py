@@ -74,9 +74,30 @@ def test_lines_cut_off_at_the_end_are_found_by_an_anchor(five):
     anchor = five.append("promoting", {})
     assert five.verify({"champion.json": anchor}).broken is None
     rewrite(five, lambda lines: lines[:4])
+    five.head.unlink()  # of a log that is older than its head
     assert five.verify().broken is None
     found = five.verify({"champion.json": anchor})
     assert found.broken == 5 and "champion.json" in found.reason
+
+
+@pytest.mark.parametrize("gone", [1, 2, 5])
+def test_lines_cut_off_at_the_end_are_found(five, gone):
+    rewrite(five, lambda lines: lines[:-gone])
+    found = five.verify()
+    assert found.broken == 6 - gone and five.head.name in found.reason
+    for _ in range(2):  # and stay found: nothing is known of what was in them
+        five.append("refused", {})
+        assert five.verify().broken == 6 - gone
+
+
+def test_a_change_of_the_newest_line_is_found(five):
+    rewrite(five, lambda lines: [*lines[:4], lines[4].replace(b'"b4"', b'"b7"')])
+    assert five.verify().broken == 6 and five.head.name in five.verify().reason
+
+
+def test_a_damaged_head_is_told(five):
+    five.head.write_text("{")
+    assert five.head.name in five.verify().reason
 
 
 @pytest.mark.parametrize("left", [1, 20, -1])
@@ -85,6 +106,7 @@ def test_a_torn_last_line_is_marked_and_the_chain_goes_on(five, left):
     content = five.path.read_bytes()
     start = content[:-1].rfind(b"\n") + 1
     five.path.write_bytes(content[: start + left] if left > 0 else content[:-1])
+    five.head.write_text(json.dumps({"newest": five.entries()[3]["digest"]}))  # it had not come to the head
     assert five.verify().broken is None
     five.append("refused", {"bundle": "after"})
     lines = five.path.read_bytes().splitlines()

@@ -11,7 +11,15 @@ import torch
 
 from environments.data.source import make_bars
 from environments.errors import InputError
-from environments.features import FEATURES, MEMORY, Bars, asset_features, compute_features, ready_from
+from environments.features import (
+    FEATURES,
+    MEMORY,
+    Bars,
+    asset_features,
+    compute_features,
+    newest_features,
+    ready_from,
+)
 from environments.market import Market
 
 NAMES = tuple(FEATURES)
@@ -154,3 +162,23 @@ def test_extra_columns_become_features(make_market, random_bars):
     table = compute_features(market)
     assert market.extra_names == ("sentiment",) and table.names == (*NAMES, "sentiment")
     assert table.values[40:, 0, -1].tolist() == pytest.approx(np.linspace(-1, 1, 60)[40:].tolist(), rel=1e-6)
+
+
+def test_the_newest_row_is_the_batchs_bit_for_bit(random_bars):
+    """Of assets side by side, of whatever length, from the first bar on: what live computes is what training saw."""
+    owns = [
+        columns(random_bars(20, 400, price=60_000.0, sigma=0.01)),
+        columns(random_bars(21, 380, price=1e-5, sigma=0.03, idle=0.2)),
+        columns(random_bars(22, 330, price=1.0, jump=0.05)),
+        columns([(0.1, 0.1, 0.1, 0.1, 0.0)] * 340),
+    ]
+    tables = [np.array([b.open, b.high, b.low, b.close, b.volume, np.linspace(-1, 1, b.close.size)]) for b in owns]
+    names = (*NAMES[:4], "sentiment", *NAMES[4:])
+    full = [asset_features(b, {"sentiment": table[5]}, names) for b, table in zip(owns, tables, strict=True)]
+    full = [rows.astype(np.float32) for rows in full]
+    for first in range(1, 391):  # bars of the first asset; the others come 60 bars later
+        ends = [first, *[first - 60] * 3] if first > 60 else [first]
+        histories = [table[:, :end] for table, end in zip(tables, ends, strict=False)]
+        newest = newest_features(histories, ("sentiment",), names).astype(np.float32)
+        for rows, end, row in zip(full, ends, newest, strict=False):
+            assert np.array_equal(row, rows[end - 1], equal_nan=True), (end, row - rows[end - 1])

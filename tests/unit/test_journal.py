@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from drl_agents.deployment.journal import FILE, HELD, INTENDED, NEVER_SENT, Journal
+from drl_agents.deployment.journal import FILE, HELD, INTENDED, NEVER_SENT, TIDY_EVERY, Journal
 from environments.errors import InputError
 from environments.live.broker import Order, OrderResult
 
@@ -36,6 +36,21 @@ def again(journal: Journal) -> Journal:
 def test_it_is_durable_by_default(journal):
     pragmas = [journal._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert pragmas == ["wal", 2]  # 2 is FULL
+
+
+def test_the_log_is_moved_when_told_and_not_by_a_commit(journal):
+    """10,000 rows are more than SQLite lets a log grow to by itself."""
+    file = journal.folder / FILE
+    before = file.stat().st_size
+    for bar in range(TIDY_EVERY):
+        journal.tidy()
+        with journal.transaction():
+            for row in range(100):
+                journal.event("test", "x" * 500, 100 * bar + row)
+    assert file.stat().st_size == before
+    journal.tidy()
+    assert file.stat().st_size > before + 100 * TIDY_EVERY * 500
+    assert journal._db.execute("SELECT count(*) FROM events").fetchone() == (100 * TIDY_EVERY,)
 
 
 def test_orders_and_bars_come_back(journal):
@@ -134,8 +149,14 @@ def test_one_writer(journal):
     assert other() == "opened"
 
 
-def test_another_market_is_refused(journal):
+def begun(journal: Journal) -> None:
+    """Have it a bar, and close it."""
+    journal.bar(100, 1.0, 1.0, {}, True)
     journal.close()
+
+
+def test_another_market_is_refused(journal):
+    begun(journal)
     with pytest.raises(InputError, match="another market .its timeframe differs"):
         Journal(journal.folder, {**MARKET, "timeframe": "5m"})
     fresh = Journal(journal.folder, {**MARKET, "timeframe": "5m"}, fresh=True)
@@ -163,16 +184,30 @@ def test_facts_and_events(journal):
 
 def test_a_replay_and_an_account_have_journals_of_their_own(tmp_path):
     account, replay = MARKET | {"venue": "alpaca-paper"}, MARKET | {"venue": "local"}
-    Journal(tmp_path, account).close()
+    begun(Journal(tmp_path, account))
     with pytest.raises(InputError, match="its venue differs"):
         Journal(tmp_path, replay)
     with pytest.raises(InputError, match="of a trader on alpaca-paper, which is not deleted"):
         Journal(tmp_path, replay, fresh=True)
     Journal(tmp_path, account).close()
     Journal(tmp_path, account, fresh=True).close()  # the account's own may be begun anew
-    Journal(tmp_path / "b", replay).close()
+    begun(Journal(tmp_path / "b", replay))
     Journal(tmp_path / "b", account, fresh=True).close()  # a replay is worth no more than its bars
-    Journal(tmp_path / "c", MARKET).close()
+    begun(Journal(tmp_path / "c", MARKET))
     Journal(tmp_path / "c", account).close()  # written before there was a venue in it
     with pytest.raises(InputError, match="its venue differs"):
         Journal(tmp_path / "c", replay)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_one_that_never_began_gives_its_name_back(tmp_path, fresh):
+    """A start with wrong keys claimed the name for an account that was never traded."""
+    journal = Journal(tmp_path, MARKET | {"venue": "alpaca-paper"})
+    journal.remember("activities", ["of another account"])
+    journal.close()
+    other = Journal(tmp_path, MARKET | {"venue": "local"}, fresh)
+    assert other.fact("activities") is None and other.fact("market")["venue"] == "local"
+    other.remember("bundle", "abc")
+    kept = again(other)  # of the same market it is gone on with
+    assert kept.fact("bundle") == "abc"
+    kept.close()

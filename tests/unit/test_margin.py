@@ -121,6 +121,33 @@ def test_an_order_through_zero_that_is_cut_below_a_minimum_still_closes():
     assert trade(start, [102.0], [10.0], rules(least=50.0))[1].traded.item() == pytest.approx(2.0)
 
 
+def test_what_is_sold_short_is_whole_shares():
+    """Of 10.5 held: a sell of 12.9 closes them and sells 2 short, one of 4.25 stays. Of 3 owed: 1.9 bought back are 1,
+    3 are all, 4.5 are 3 and 1.5 to hold; 0.7 more sold is nothing."""
+    book = RuleBook("stock")
+    rule = book.tensors(["A"], torch.device("cpu"), torch.float64, SHORT)
+    assert rule.short_increment.tolist() == [1.0]
+    price, able = f64([10.0]), torch.tensor([[True]])
+    for shares, order, done in (
+        (10.5, -12.9, -12.5), (10.5, -4.25, -4.25), (10.5, -10.5, -10.5), (10.5, -11.4, -10.5), (10.5, 0.3, 0.3),
+        (-3.0, 1.9, 1.0), (-3.0, 3.0, 3.0), (-3.0, 4.5, 4.5), (-3.0, -0.7, 0.0), (-3.0, -2.7, -2.0), (0.0, -0.9, 0.0),
+    ):  # fmt: skip
+        account = held(10_000.0, [shares], [10.0])
+        # To the increment of nine decimals.
+        assert to_orders(f64([order]), account, price, able, rule).item() == pytest.approx(done, abs=1.1e-9)
+        assert trade(account, [order], [10.0], rule)[1].traded.item() == pytest.approx(done, abs=1.1e-9)
+    whole = book.from_dict("stock", {"A": {"fractional": False}})
+    assert whole.tensors(["A"], torch.device("cpu"), torch.float64, SHORT).short_increment is None
+    assert book.tensors(["A"], torch.device("cpu"), torch.float64, MarginTerms(2.0)).short_increment is None
+
+
+def test_openings_scaled_to_the_limit_are_whole_where_they_are_short():
+    """Equity 1,000, limit 2: of 1,500 bought and 2,500 sold short half is done, 12.5 shares short rounded to 12."""
+    rule = RuleBook("stock").tensors(["A", "B"], torch.device("cpu"), torch.float64, SHORT)
+    _, fills = trade(open_account(f64(1_000.0), 2), [150.0, -25.0], [10.0, 100.0], rule)
+    assert fills.traded[0].tolist() == pytest.approx([75.0, -12.0])
+
+
 def test_margin_without_shorting_sells_what_is_held():
     rule = rules(margin=MarginTerms(margin=2.0))
     account, fills = trade(held(0.0, [10.0], [10.0]), [-25.0], [10.0], rule)

@@ -122,6 +122,13 @@ def test_verify_log_names_the_first_broken_line(registry, tmp_path, monkeypatch,
     assert status == 1 and "is missing" in told
 
 
+def test_verify_log_names_a_damaged_pointer(registry, slot, tmp_path, monkeypatch, capsys):
+    """What it was written with is not known: that is no word on the log."""
+    registry.champion_file(slot).write_text("{")
+    status, told = run_script(monkeypatch, capsys, "--verify-log", "--logs", str(tmp_path / "logs"))
+    assert status == 2 and told.count("\n") == 1 and f"{registry.champion_file(slot)}: damaged" in told
+
+
 def test_rollback_by_hand(registry, bundles, slot, tmp_path, monkeypatch, capsys):
     logs = str(tmp_path / "logs")
     registry.promote(bundles[1], {})
@@ -135,6 +142,13 @@ def test_rollback_by_hand(registry, bundles, slot, tmp_path, monkeypatch, capsys
 def test_a_study_is_needed_otherwise(monkeypatch, capsys, tmp_path):
     status, told = run_script(monkeypatch, capsys, "--once", "--logs", str(tmp_path))
     assert status == 2 and "--study-name: needed" in told
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_model_is_judged_alone(monkeypatch, capsys, tmp_path, count):
+    given = ("--once", "--study-name", "s", "--logs", str(tmp_path), "--n-seeds", str(count))
+    status, told = run_script(monkeypatch, capsys, *given)
+    assert status == 2 and told.count("\n") == 1 and f"--n-seeds {count}: at least 2 are needed" in told
 
 
 def test_a_roll_back_to_a_damaged_bundle_changes_nothing(registry, bundles, slot, tmp_path):
@@ -164,10 +178,18 @@ def test_a_champion_that_changed_while_it_was_judged_is_judged_against(registry,
 
 def test_looks_outlive_a_kill(tmp_path):
     """A line cut short is not counted, and spoils no other."""
-    assert holdout_looks(tmp_path, "a") == 1
-    with (tmp_path / "holdout_looks.jsonl").open("a") as file:
-        file.write('{"model": ')
-    assert [holdout_looks(tmp_path, model) for model in ("a", "b", "b", "c")] == [1, 2, 2, 3]
+    file = tmp_path / "deployment" / "holdout_looks.jsonl"
+    assert holdout_looks(file, "f:8-10", "a") == 1
+    with file.open("a") as torn:
+        torn.write('{"model": ')
+    assert [holdout_looks(file, "f:8-10", model) for model in ("a", "b", "b", "c")] == [1, 2, 2, 3]
+
+
+def test_looks_are_of_the_bars_and_not_of_the_study(tmp_path):
+    """A fourth model on the same bars is their fourth, of whatever study; on other bars it is the first."""
+    file = tmp_path / "holdout_looks.jsonl"
+    assert [holdout_looks(file, "f:8-10", model) for model in ("a", "b", "c", "d")] == [1, 2, 3, 4]
+    assert [holdout_looks(file, bars, "d") for bars in ("f:7-10", "g:8-10", "f:8-10")] == [1, 1, 4]
 
 
 def test_a_refit_that_diverges_is_told_in_one_line(monkeypatch):

@@ -152,6 +152,39 @@ def test_books_within_the_slack_are_taken_over():
             books.reconcile(cash, positions, slack, MARK)
 
 
+def test_what_is_taken_over_adds_up():
+    """0.3 less cash than was booked; then 0.02 units more of A (at 10), 0.001 less of B (at 100): 0.3 + 0.2 + 0.1."""
+    books, slack = ledger(), Slack(units=1e-9, cash=0.02, of_traded=0.01)
+    held = {"A": 10.0, "B": 1.0}
+    books.settle([result(order(1, quantity=10.0), 10.0, 100.0)], MARK)
+    books.settle([result(order(2, quantity=1.0, symbol="B"), 1.0, 100.0)], MARK)
+    books.reconcile(799.7, held, slack, MARK)
+    assert books.adopted == pytest.approx(0.3)
+    kept = books.snapshot()
+    books.settle([result(order(3, quantity=2.0), 2.0, 20.0)], MARK)
+    books.reconcile(books.cash, {"A": 12.02, "B": 0.999}, slack, MARK)
+    assert books.adopted == pytest.approx(0.3 + 0.2 + 0.1)
+    again = ledger()
+    again.restore(books.to_dict())
+    assert again.adopted == books.adopted
+    books.put_back(kept)
+    assert books.adopted == pytest.approx(0.3)
+    older = books.to_dict()
+    del older["taken_over"]
+    again.restore(older)
+    assert again.adopted == 0.0
+    # Rounding, up and down, comes to nothing.
+    books = ledger()
+    for cash in (1_000.01, 1_000.0, 999.99, 1_000.0):
+        books.reconcile(cash, {}, slack, MARK)
+    assert books.adopted == pytest.approx(0.0, abs=1e-9)
+    # What was booked for a loan and is not charged has its reason.
+    books = ledger(300.0, margin=2.0, shorting=True, borrow_bps=25_200.0)
+    books.settle([result(order(1, "sell", 20.0), 20.0, 200.0)], MARK)
+    books.reconcile(500.0, {"A": -20.0}, slack, MARK)
+    assert books.adopted == 0.0
+
+
 def test_exact_books_forgive_rounding_alone():
     books = ledger()
     books.settle([result(order(1, quantity=10.0), 10.0, 100.0)], MARK)

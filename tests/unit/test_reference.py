@@ -281,5 +281,6 @@ def test_enough_was_compared(dtype):
     assert (
         count["trades"] >= count["steps"] // 4 and count["episodes"] >= 100 and count["skipped"] <= 0.4 * count["steps"]
     )
-    assert count["forced"] >= 20 and count["short"] >= 100 and count["owing"] >= 100
+    # Whole shares owed are often a close call in 24 bits: fewer of those accounts are followed to the end.
+    assert count["forced"] >= (20 if dtype == torch.float64 else 5) and count["short"] >= 100 and count["owing"] >= 100
     assert sum(name.startswith("reward ") for name in count) == 7 and count["regimes bought"] >= 100

@@ -11,7 +11,9 @@ import pytest
 
 from drl_agents.deployment import registry as registry_module
 from drl_agents.deployment.bundle import MANIFEST, WEIGHTS, Bundle, load_bundle, save_bundle
+from drl_agents.deployment.pointers import STEPS_BACK
 from drl_agents.deployment.registry import Registry, slot_of
+from drl_agents.monitoring.deployment import read_deployment
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
@@ -216,6 +218,32 @@ def test_a_challenger_that_waits_gives_way_to_a_new_champion(registry, old, new,
     assert registry.champion_id(slot(old)) == newer.id and registry.challenger_id(slot(old)) is None
     last = audit(registry)[-1]
     assert (last["event"], last["bundle"]) == ("withdrawn", new.id) and registry.verify().broken is None
+
+
+def test_step_by_step_back(registry, old, new, tmp_path):
+    """A, B, C; back to B, back to A: each with what it was promoted with, and no further."""
+    newer, place = bundle_of(tmp_path, 5), slot(old)
+    for sharpe, bundle in enumerate((old, new, newer)):
+        registry.promote(bundle, {**FACTS, "sharpe": float(sharpe)})
+    for sharpe, bundle, failed in ((1.0, new, newer), (0.0, old, new)):
+        assert registry.roll_back(place, ["by hand"], {}).id == bundle.id == registry.champion(place).id
+        pointer = json.loads(registry.champion_file(place).read_text())
+        assert pointer["sharpe"] == sharpe and pointer["unit"] == FACTS["unit"] and registry.quarantined(failed)
+    with pytest.raises(InputError, match=f"no champion before {old.id[:12]} to go back to"):
+        registry.roll_back(place, ["by hand"], {})
+    problems: list[str] = []
+    assert read_deployment(registry.folder, problems).champion.sharpe == 0.0 and problems == []
+    assert registry.verify().broken is None
+
+
+def test_a_pointer_does_not_grow_for_ever(registry, old, new):
+    for _ in range(STEPS_BACK):
+        registry.promote(old, FACTS)
+        registry.promote(new, FACTS)
+    pointer, steps = json.loads(registry.champion_file(slot(old)).read_text()), 0
+    while pointer := pointer.get("previous"):
+        steps += 1
+    assert steps == STEPS_BACK
 
 
 def test_slots_do_not_mix(registry, old, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -156,3 +157,30 @@ def test_the_worst_state_counts_and_all_reasons_are_told():
 def test_limits_that_are_none(name, value):
     with pytest.raises(InputError, match=f"{name}="):
         RiskLimits(**{name: value})
+
+
+def test_books_that_differ_from_the_fills_for_long_reduce():
+    """1% of 1,000 may be taken over from the venue's books in all."""
+    risk = monitor(unexplained=0.01)
+    assert risk.assess(NOON, EQUITY, NOON, unexplained=10.0) == "ACTIVE"
+    assert risk.assess(NOON, EQUITY, NOON, unexplained=10.01) == "REDUCING" and "1.00% of equity" in risk.reasons[0]
+    assert len(refused(risk, [order("buy", 1.0), order("sell", 1.0)], held={"A": 2.0})) == 1
+    assert risk.assess(NOON, EQUITY, NOON, unexplained=math.nan) == "HALTED"
+    assert monitor().assess(NOON, EQUITY, NOON, unexplained=500.0) == "ACTIVE"
+
+
+def test_a_crash_loop_does_not_begin_the_minute_anew():
+    """Of three orders a minute two are sent; after a restart within the minute one is left, a minute later three."""
+    limits, four = {"orders_per_minute": 3}, [order("buy", 1.0, name=str(i)) for i in range(4)]
+    first = monitor(**limits)
+    assert refused(first, four[:2]) == []
+    again = monitor(**limits)
+    again.restore(json.loads(json.dumps(first.memory())))
+    assert refused(again, four, now=NOON + 59 * SECOND) == ["more than 3 orders in a minute"] * 3
+    once_more = monitor(**limits)
+    once_more.restore(json.loads(json.dumps(again.memory())))
+    assert len(refused(once_more, four, now=NOON + 60 * SECOND)) == 2
+    older = first.memory()
+    del older["sent"]
+    once_more.restore(older)
+    assert len(refused(once_more, four, now=NOON)) == 1

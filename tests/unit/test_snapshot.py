@@ -250,6 +250,15 @@ def test_most_recently_written_is_the_default_and_a_name_picks_another(tmp_path)
     assert take_snapshot(tmp_path, study="alpha").study.study == "alpha"
 
 
+def test_a_trader_that_has_said_nothing_is_none(tmp_path):
+    """A start that never began leaves a folder with a journal."""
+    (tmp_path / "paper" / "never").mkdir(parents=True)
+    (tmp_path / "paper" / "never" / "journal.sqlite").touch()
+    assert take_snapshot(tmp_path).traders == []
+    write_trader(tmp_path, name="live")
+    assert take_snapshot(tmp_path).traders == ["live"]
+
+
 def test_unknown_names_are_a_users_mistake_with_the_list(tmp_path):
     write_study(tmp_path)
     with pytest.raises(InputError, match="no study 'nope'.*there is: alpha"):
@@ -484,16 +493,7 @@ def test_a_curve_grows_bar_by_bar_and_keeps_the_newest(tmp_path, monkeypatch):
     follower.update(told)
     assert (follower.version, follower.first, follower.end) == (1, 3, 11)
     assert follower.equity == [1000.0 + i for i in range(3, 11)]
-    assert told == [] and follower.expected == [None] * 8
-
-
-def test_what_the_backtest_expects_is_a_fourth_column(tmp_path):
-    path = tmp_path / "equity.csv"
-    path.write_text("timestamp,equity,cash,expected\n2025-01-01T00:00:00Z,10,5,10.5\n2025-01-01T01:00:00Z,11,5,\n")
-    follower, told = curve.EquityCurve(path), []
-    follower.update(told)
-    assert follower.expected == [10.5, None] and told == []
-    assert follower.time == [1735689600.0, 1735693200.0]
+    assert told == []
 
 
 def test_risk_latency_and_reconciliation_are_read_where_the_trader_tells_them(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from drl_agents.deployment.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
+from drl_agents.deployment.forecast import PREDICTION
 from drl_agents.deployment.health import HELDOUT, heldout_returns, keep_heldout, predict, unhealthy
 from drl_agents.deployment.registry import Registry, slot_of
 from drl_agents.deployment.shadow import Shadow
-from drl_agents.deployment.succession import PREDICTION, Succession
+from drl_agents.deployment.succession import Succession
 from drl_agents.deployment.terms import Terms
 from drl_agents.deployment.trader import PaperTrader
 from drl_agents.evaluation.backtest import backtest
@@ -151,10 +152,29 @@ def test_a_challenger_takes_over_after_its_shadow(registry, bundles, market, slo
     turn = by_model.index(bundles.good.id[:12])
     assert set(by_model[:turn]) == {bundles.champion.id[:12]} and set(by_model[turn:]) == {bundles.good.id[:12]}
     stamps = market.timestamps.numpy().astype("datetime64[ns]")
-    boundary = str(stamps[START + 20])[:19]
+    boundary = str(stamps[START + 21])[:19]  # what the 20th bar showed is known once its orders are out
     assert lines[turn - 1]["bar"][:19] < boundary <= lines[turn]["bar"][:19]
     kept = json.loads(registry.champion_file(slot).read_text())
     assert kept["previous"]["bundle"] == bundles.champion.id and kept["shadow"]["bars"] == 20
+
+
+def test_orders_do_not_wait_for_the_shadow(registry, bundles, market, slot, tmp_path, monkeypatch):
+    """At every bar the trader's own orders are sent before the challenger sees it."""
+    challenge(registry, bundles.good, shadow_bars=1_000)
+    told = []
+
+    def noting(kind, name, word):
+        method = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, *args: (told.append(word), method(self, *args))[1])
+
+    noting(LocalBroker, "next_bar", "bar")
+    noting(LocalBroker, "submit", "orders")
+    noting(Shadow, "__init__", "shadow")
+    noting(Shadow, "see", "shadow")
+    trade(registry, market, slot, tmp_path)
+    bars = " ".join(told).split("bar")
+    assert len(bars) == STOP - START + 1 and bars.pop().split() == []  # the feed's end
+    assert {tuple(bar.split()) for bar in bars} == {("orders", "shadow"), ("shadow",)}
 
 
 def test_the_prediction_beside_the_trader(registry, bundles, market, slot, tmp_path):
@@ -162,7 +182,7 @@ def test_the_prediction_beside_the_trader(registry, bundles, market, slot, tmp_p
     trade(registry, market, slot, tmp_path)
     shown = json.loads((tmp_path / "paper" / PREDICTION).read_text())
     stamps = market.timestamps.numpy().astype("datetime64[ns]")
-    assert shown["model"] == bundles.good.id and shown["from"][:19] == str(stamps[START + 20])[:19]
+    assert shown["model"] == bundles.good.id and shown["from"][:19] == str(stamps[START + 21])[:19]
     assert shown["bars"] == list(range(1, 251))
     assert all(a < b < c for a, b, c in zip(shown["q05"], shown["q50"], shown["q95"], strict=True))
     # One bar ahead the quantiles are the sample's own.
@@ -255,6 +275,9 @@ def test_a_pointer_changed_by_another_process_is_followed(registry, bundles, mar
                 registry.roll_back(slot, ["by hand"], {})
             succession.at_boundary(trader, bar)
 
+        def after_orders(self, trader, bar):
+            succession.after_orders(trader, bar)
+
     trader = trade(registry, market, slot, tmp_path, ByHand())
     assert trader.bundle.id == bundles.champion.id and events(registry)[-1] == "followed"
 
@@ -276,6 +299,7 @@ class Stand:
     open_orders: int = 0
     initial: float = 100_000.0
     bars_done: int = 0
+    flow_factor: float = 1.0
     replaced: list[tuple[str, str]] = field(default_factory=list)
 
     def replace_model(self, bundle: Bundle, positions: str) -> None:
@@ -290,6 +314,17 @@ def stand(bundles, market, tmp_path) -> Stand:
     return Stand(bundles.champion, LocalBroker(env, START, STOP), tmp_path / "stand")
 
 
+def pass_bars(succession: Succession, stand: Stand, count: int = 1) -> None:
+    """What a trader calls at each of the next bars."""
+    for _ in range(count):
+        pass_bar(succession, stand, stand.feed.next_bar())
+
+
+def pass_bar(succession: Succession, stand: Stand, bar) -> None:
+    succession.at_boundary(stand, bar)
+    succession.after_orders(stand, bar)
+
+
 UNSAFE = [{"state": "HALTED"}, {"state": "REDUCING"}, {"stale": True}, {"reconciled": False}, {"open_orders": 1}]
 
 
@@ -299,19 +334,17 @@ def test_nothing_is_promoted_while_the_trader_is_not_safe(registry, bundles, slo
     succession = Succession(registry, slot)
     safe = {name: getattr(stand, name) for name in unsafe}
     vars(stand).update(unsafe)
-    for _ in range(5):
-        succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 5)
     assert stand.replaced == [] and registry.champion_id(slot) == bundles.champion.id
     vars(stand).update(safe)
-    succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 2)
     assert stand.replaced == [(bundles.good.id, "inherit")] and registry.champion_id(slot) == bundles.good.id
 
 
 def test_a_health_window_outlives_a_restart(registry, bundles, slot, stand):
     challenge(registry, bundles.good, shadow_bars=0, health_bars=30, max_loss=0.2)
     first = Succession(registry, slot)
-    for _ in range(12):
-        first.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(first, stand, 12)
     stand.equity = 79_000.0
     Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
     assert stand.replaced[-1][0] == bundles.champion.id and registry.quarantined(bundles.good)
@@ -320,7 +353,7 @@ def test_a_health_window_outlives_a_restart(registry, bundles, slot, stand):
 def test_a_roll_back_waits_for_reconciled_books_but_not_for_a_halt_to_end(registry, bundles, slot, stand):
     challenge(registry, bundles.good, shadow_bars=0, max_loss=0.2, positions="flatten")
     succession = Succession(registry, slot)
-    succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 2)
     stand.equity, stand.state, stand.reconciled = 70_000.0, "HALTED", False
     succession.at_boundary(stand, stand.feed.next_bar())
     assert registry.champion_id(slot) == bundles.good.id
@@ -330,10 +363,50 @@ def test_a_roll_back_waits_for_reconciled_books_but_not_for_a_halt_to_end(regist
     assert registry.champion_id(slot) == bundles.champion.id
 
 
+@pytest.mark.parametrize("idle", ["HALTED", "REDUCING"])
+def test_a_model_that_may_not_trade_is_not_found_healthy(registry, bundles, slot, stand, idle):
+    """Some bars of five, ten it may not trade in, and those that are left, across a restart."""
+    challenge(registry, bundles.good, shadow_bars=0, health_bars=5, max_loss=0.9)
+    first = Succession(registry, slot)
+    pass_bars(first, stand, 4)
+    stand.state = idle
+    pass_bars(first, stand, 10)
+    assert "healthy" not in events(registry) and registry.champion_id(slot) == bundles.good.id
+    stand.state, again = "ACTIVE", Succession(registry, slot)
+    for _ in range(5):
+        pass_bars(again, stand, 1)
+    (ended,) = [entry for entry in registry.audit.entries() if entry["event"] == "healthy"]
+    assert (ended["bars"], ended["idle"]) == (15, 10)
+
+
+def test_a_halted_model_that_loses_is_rolled_back(registry, bundles, slot, stand):
+    challenge(registry, bundles.good, shadow_bars=0, health_bars=5, max_loss=0.2)
+    succession = Succession(registry, slot)
+    pass_bars(succession, stand, 2)
+    stand.state = "HALTED"
+    pass_bars(succession, stand, 8)
+    stand.equity = 79_000.0
+    pass_bars(succession, stand, 1)
+    assert registry.champion_id(slot) == bundles.champion.id and registry.quarantined(bundles.good)
+
+
+def test_what_is_paid_in_or_out_is_no_gain_or_loss_of_the_model(registry, bundles, slot, stand):
+    """A third is taken out of the account: no roll-back. Half of the rest is lost, though as much is paid in: one."""
+    challenge(registry, bundles.good, shadow_bars=0, health_bars=30, max_loss=0.2)
+    succession = Succession(registry, slot)
+    pass_bars(succession, stand, 2)
+    stand.equity, stand.flow_factor = 66_000.0, 0.66
+    pass_bars(succession, stand, 2)
+    assert registry.champion_id(slot) == bundles.good.id
+    stand.equity, stand.flow_factor = 66_000.0, 1.32
+    pass_bars(succession, stand, 1)
+    assert registry.champion_id(slot) == bundles.champion.id
+
+
 def test_bars_that_were_skipped_count_in_the_health_window(registry, bundles, slot, stand):
     """What fell in 30 bars, of which the trader saw the last, is not held against the lower bound of one bar."""
     challenge(registry, bundles.good, shadow_bars=0, health_bars=100, max_loss=0.9)
-    Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
+    pass_bars(Succession(registry, slot), stand, 2)
     floor = predict(EASY, 100, Terms().false_alarms).floor
     fell = (floor[0] + floor[29]) / 2
     assert floor[29] < fell < floor[0]
@@ -352,7 +425,7 @@ def test_another_account_is_not_held_against_what_the_one_before_was_worth(regis
     """A trader of another name, or one that begins anew, has lost nothing by having less."""
     challenge(registry, bundles.good, shadow_bars=0, health_bars=30, max_loss=0.2)
     stand.bars_done, stand.equity = 7, 120_000.0
-    Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
+    pass_bars(Succession(registry, slot), stand, 2)
     stand.equity, stand.bars_done = 60_000.0, 8
     if other == "name":
         stand.folder = stand.folder.parent
@@ -371,15 +444,14 @@ def test_another_account_is_not_held_against_what_the_one_before_was_worth(regis
 def test_without_a_whole_champion_to_go_back_to_challengers_are_still_tried(registry, bundles, slot, stand):
     challenge(registry, bundles.good, shadow_bars=0, max_loss=0.2)
     succession = Succession(registry, slot)
-    succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 2)
     (registry.folder / "bundles" / bundles.champion.id[:16] / WEIGHTS).write_bytes(b"other")
     stand.equity = 70_000.0
-    for _ in range(3):
-        succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 3)
     assert registry.champion_id(slot) == bundles.good.id and events(registry)[-1] == "not rolled back"
     assert events(registry).count("not rolled back") == 1
     challenge(registry, bundles.boaster, shadow_bars=0)
-    succession.at_boundary(stand, stand.feed.next_bar())
+    pass_bars(succession, stand, 2)
     assert stand.bundle.id == bundles.boaster.id == registry.champion_id(slot)
 
 
@@ -388,9 +460,9 @@ def test_a_shadow_begins_where_the_trader_is(registry, bundles, slot, stand):
     challenge(registry, bundles.good, shadow_bars=50)
     succession, first = Succession(registry, slot), stand.feed.history()[-1]
     second = stand.feed.next_bar()
-    succession.at_boundary(stand, first)
+    pass_bar(succession, stand, first)
     assert succession.shadow.timestamp == first.timestamp
-    succession.at_boundary(stand, second)
+    pass_bar(succession, stand, second)
     assert succession.shadow.bars == 1 and registry.challenger_id(slot) == bundles.good.id
 
 
@@ -402,19 +474,19 @@ def test_a_model_the_trader_cannot_run_is_rolled_back(registry, bundles, slot, s
         raise error
 
     stand.replace_model = refuses
-    Succession(registry, slot).at_boundary(stand, stand.feed.next_bar())
+    pass_bars(Succession(registry, slot), stand, 2)
     assert registry.champion_id(slot) == bundles.champion.id and registry.quarantined(bundles.good)
 
 
 def test_the_shadow_sees_the_bars_the_trader_skipped(registry, bundles, slot, stand):
     challenge(registry, bundles.good, shadow_bars=50)
     gaps, whole = Succession(registry, slot), Shadow(bundles.good, stand.feed.history(), stand.equity)
-    gaps.at_boundary(stand, stand.feed.history()[-1])
+    pass_bar(gaps, stand, stand.feed.history()[-1])
     for i in range(12):
         bar = stand.feed.next_bar()
         whole.see(bar)
         if i % 4 == 3:
-            gaps.at_boundary(stand, bar)
+            pass_bar(gaps, stand, bar)
     assert gaps.shadow.curve == pytest.approx(whole.curve)
 
 
@@ -425,6 +497,57 @@ def test_one_trader_at_a_time_attends_a_slot(registry, bundles, slot):
             pass
     assert registry.champion_id(slot) == bundles.champion.id and registry.challenger_id(slot) == bundles.good.id
     assert registry.put_forward(bundles.good, {})[1] is True
+
+
+DISORDER = [
+    ({"state": "HALTED"}, "ended HALTED ("),
+    ({"state": "REDUCING"}, "ended REDUCING ("),
+    ({"stale": True}, "ended stale ("),
+    ({"state": "HALTED", "books_agree": False}, "ended HALTED, unreconciled ("),
+    ({"books_agree": None}, "ended unreconciled ("),
+    (None, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("left", "told"), DISORDER, ids=[told for _, told in DISORDER])
+def test_what_is_no_good_order(registry, bundles, slot, tmp_path, left, told):
+    good = {"state": "FINISHED", "stale": False, "books_agree": True}
+    registry.note_trader(slot, tmp_path)
+    (tmp_path / "state.json").write_text("{" if left is None else json.dumps({**good, **left}))
+    assert not registry.attended(slot) and registry.put_forward(bundles.good, {})[1] is False
+    last = registry.audit.entries()[-1]
+    assert (last["event"], last["bundle"]) == ("challenger", bundles.good.id) and told in last["waits"]
+    assert registry.champion_id(slot) == bundles.champion.id
+    (tmp_path / "state.json").write_text(json.dumps(good))
+    assert registry.put_forward(bundles.good, {})[1] is True
+
+
+def test_nothing_is_promoted_behind_a_trader_that_halted(registry, bundles, market, slot, tmp_path):
+    """Nobody attends the slot any more: what passes the gate waits until its trader runs again, in good order."""
+    trade(registry, market, slot, tmp_path)
+    file = tmp_path / "paper" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "state": "HALTED", "books_agree": False}))
+    assert registry.put_forward(bundles.good, {}, {"shadow_bars": 3})[1] is False
+    assert registry.champion_id(slot) == bundles.champion.id
+    # Started again, its books agree: it tries the challenger, which takes over.
+    trader = trade(registry, market, slot, tmp_path)
+    assert trader.bundle.id == bundles.good.id == registry.champion_id(slot)
+    assert registry.put_forward(bundles.champion, {})[1]
+
+
+def test_behind_a_trader_that_ended_in_good_order_there_is_no_waiting(registry, bundles, market, slot, tmp_path):
+    trade(registry, market, slot, tmp_path)
+    killed = tmp_path / "paper" / "state.json"
+    killed.write_text(json.dumps({**json.loads(killed.read_text()), "state": "ACTIVE"}))
+    assert registry.put_forward(bundles.good, {})[1] and registry.champion_id(slot) == bundles.good.id
+
+
+def test_a_promotion_out_of_the_shadow_keeps_what_the_gate_found(registry, bundles, market, slot, tmp_path):
+    found = {"sharpe": 1.7, "unit": "annualised Sharpe ratio"}
+    registry.challenge(bundles.good, {**found, "terms": {"shadow_bars": 3, "max_loss": 0.9}})
+    trade(registry, market, slot, tmp_path)
+    kept = json.loads(registry.champion_file(slot).read_text())
+    assert kept["bundle"] == bundles.good.id and found.items() <= kept.items()
 
 
 # ---------------------------------------------------------------------------------------------- health

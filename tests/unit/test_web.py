@@ -82,7 +82,7 @@ def test_a_run_that_begins_anew_replaces_the_curve(tmp_path):
     write_trader(tmp_path, bars(3, 4))
     assert step(watcher, told)["equity"] == {
         "anew": True, "first": 0, "time": [(START + timedelta(hours=3)).timestamp()],
-        "equity": [1003.0], "expected": [None],
+        "equity": [1003.0],
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ export class EquityCharts {
       cursor: cursor("bars"),
       scales: { x: { time: false } },
       axes: [{ ...axis, size: 28, values: labels, space: 90, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] }, { ...axis, size: 74, values: (u, ticks) => ticks.map((v) => "$" + v.toLocaleString("en-US")) }],
-      series: [{}, this.line("--band", 0), this.line("--band", 0), this.line("--accent", 1, [2, 4]), this.line("--expected", 1.5, [6, 4]), this.line("--accent", 1.6)],
+      series: [{}, this.line("--band", 0), this.line("--band", 0), this.line("--accent", 1, [2, 4]), this.line("--accent", 1.6)],
       bands: [{ series: [2, 1], fill: style("--band") }],
       hooks: { setCursor: [(u) => this.tell(u.cursor.idx)], draw: [(u) => this.note(u)] },
     }));
@@ -74,10 +74,10 @@ export class EquityCharts {
   }
   clear() {
     this.first = 0;
-    [this.time, this.value, this.expected, this.fall, this.peak] = [[], [], [], [], -Infinity];
+    [this.time, this.value, this.fall, this.peak] = [[], [], [], -Infinity];
   }
   // New bars of the stream: they follow the ones known, or replace them.
-  add({ anew, first, time, equity, expected }) {
+  add({ anew, first, time, equity }) {
     if (anew) {
       this.clear();
       this.first = first;
@@ -86,12 +86,11 @@ export class EquityCharts {
       this.peak = Math.max(this.peak, equity[i]);
       this.time.push(time[i]);
       this.value.push(equity[i]);
-      this.expected.push(expected[i]);
       this.fall.push(this.peak > 0 ? equity[i] / this.peak - 1 : null);
     }
     if (this.time.length > 1.25 * LIMIT) {
       const gone = this.time.length - LIMIT;
-      for (const column of [this.time, this.value, this.expected, this.fall]) column.splice(0, gone);
+      for (const column of [this.time, this.value, this.fall]) column.splice(0, gone);
       this.first += gone;
     }
   }
@@ -128,7 +127,7 @@ export class EquityCharts {
     });
     this.band = low;
     this.upper = high;
-    this.equity.set([x, low, high, middle, pad(this.expected), pad(this.value)]);
+    this.equity.set([x, low, high, middle, pad(this.value)]);
     this.drawdown.set([x, pad(this.fall)]);
     this.tell(null);
     const last = n ? `${money(this.value[n - 1])} at ${clock(this.time[n - 1])}` : "no bar yet";
@@ -145,7 +144,6 @@ export class EquityCharts {
     const parts = [];
     if (k >= 0 && k < this.time.length) {
       parts.push(clock(this.time[k]), money(this.value[k]), `drawdown ${percent(-this.fall[k])}`);
-      if (this.expected[k] != null) parts.push(`back-test ${money(this.expected[k])}`);
     }
     if (this.band?.[k] != null) parts.push(`90 % band ${money(this.band[k])} to ${money(this.upper[k])}`);
     at("equity-at").textContent = parts.join("   ");

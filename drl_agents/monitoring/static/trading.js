@@ -104,15 +104,13 @@ export function drawEquity(trader, prediction, bars) {
   charts ??= new EquityCharts();
   if (bars) charts.add(bars);
   charts.draw(prediction, trader.initial_equity);
-  const told = charts.expected.some((value) => value !== null);
   const names = [["Live", "live"]];
-  if (told) names.push(["Back-test, same decisions", "expected"]);
   if (prediction) names.push(["Predicted by the back-test: median, 5 % to 95 %", "band"]);
   const legend = at("equity-legend");
   if (legend.children.length !== names.length) legend.replaceChildren(...names.map(([name, kind]) => el("li", name, kind)));
   const note = prediction
     ? `Predicted from ${clock(prediction.start)} UTC on.`
-    : "No prediction: the back-test’s band is written when a model is promoted.";
+    : "No prediction: it is made of the model’s returns on the bars its study held out, which are not beside it.";
   const part = charts.first > 0 ? ` The newest ${number(charts.time.length, 9)} bars are shown.` : "";
   write(at("equity-note"), `${note}${part} Drag to look closer, double-click to see all.`);
 }

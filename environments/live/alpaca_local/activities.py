@@ -1,4 +1,4 @@
-"""What /v2/account/activities tells: fills, fees, interest.
+"""What /v2/account/activities tells: fills, fees, interest, and what was no trade: payments, dividends, splits.
 
 https://docs.alpaca.markets/docs/account-activities
 """
@@ -52,6 +52,19 @@ class ActivityLog:
     def interest(self, stamp: int, amount: float) -> None:
         """What a margin account was charged for a bar, currency."""
         self._charge("INT", stamp, "borrow fee and margin interest of the bar", decimal(-amount))
+
+    def cash(self, stamp: int, kind: str, amount: float, symbol: str | None) -> None:
+        """Cash that no trade moved: currency, < 0 where it was taken."""
+        own = {} if symbol is None else {"symbol": symbol}
+        self._charge(kind, stamp, "", decimal(amount), **own)
+
+    def split(self, stamp: int, symbol: str, before: float, after: float, mark: float) -> None:
+        """A split of a position of `before` units at `mark` into `after`: Alpaca tells it in two parts."""
+        moved = f"From QTY:{decimal(before)}, To QTY:{decimal(after)}, Position Value:{decimal(abs(before) * mark)}"
+        parts = (("REMOVE", -before, mark), ("ADD", after, mark * before / after))
+        for word, units, price in parts:
+            own = {"symbol": symbol, "qty": decimal(units), "price": decimal(price)}
+            self._charge("SPLIT", stamp, f"{word}, {moved}", "0", **own)
 
     def _charge(self, kind: str, stamp: int, description: str, net_amount: str, **fields: str) -> None:
         day = rfc3339(stamp)[:10]

@@ -84,6 +84,19 @@ class Books:
         """The quantity rounded down to the asset's increment."""
         return float(floor_to(self.account.cash.new_tensor(quantity), self.env.rules.increment[asset]))
 
+    def receive(self, cash: float) -> None:
+        """Book currency that no trade moved."""
+        self.account = self.account._replace(cash=self.account.cash + cash)
+        self._refresh()
+
+    def split(self, asset: int, ratio: float) -> None:
+        """Make every unit held of an asset `ratio` units; what they were bought for in all stays."""
+        shares, entry = self.account.shares.clone(), self.account.entry.clone()
+        shares[0, asset] *= ratio
+        entry[0, asset] /= ratio
+        self.account = self.account._replace(shares=shares, entry=entry)
+        self._refresh()
+
     def fill_market(self, wanted: Sequence[float]) -> list[Execution | None]:
         """Execute signed units (A,) as the environment would; once per bar, it also ages what was not traded."""
         env, row = self.env, self._row

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from environments.live.alpaca_local.books import Books
 from environments.live.alpaca_local.orders import Terms, VenueOrder
-from environments.live.alpaca_local.refusal import Refused, forbidden
+from environments.live.alpaca_local.refusal import Refused, forbidden, malformed
 from environments.live.alpaca_local.wire import Names, decimal
 
 # Sums of floats: what differs by less is the same.
@@ -57,6 +57,43 @@ def available(books: Books, orders: Iterable[VenueOrder], asset: int) -> float:
     return max(books.units[asset] - sold, 0.0)
 
 
+def position_after(books: Books, orders: Iterable[VenueOrder], asset: int) -> float:
+    """Units of the asset once its open market orders have filled, as they will before anything else."""
+    units, mark = books.units[asset], books.marks[asset]
+    for order in orders:
+        if order.terms.asset == asset and order.terms.type == "market":
+            units += order.left(mark) if order.buying else -order.left(mark)
+    return 0.0 if abs(units) <= SLACK * abs(books.units[asset]) else units
+
+
+def check_side(terms: Terms, quantity: float, books: Books, orders: list[VenueOrder], names: Names) -> None:
+    """An order may not take a position through zero, and only whole shares are sold short.
+
+    Alpaca counts a closing order as done when it has filled; here, where all market orders of a bar fill together when
+    it opens, one that is open counts as done, so that a close and the order that opens the other side can follow each
+    other. Whether Alpaca takes a part of a share that buys back a short position is not documented; it is taken here.
+    https://docs.alpaca.markets/docs/fractional-trading, https://github.com/alpacahq/alpaca-trade-api-python/issues/129
+
+    Raises:
+        Refused: 403, more is sold, or bought back, than the position has; 422, a part of a share would be sold short.
+    """
+    held, sign = position_after(books, orders, terms.asset), 1 if terms.side == "buy" else -1
+    if held * sign < 0:
+        resting = [o for o in orders if o.terms.type != "market" and o.terms.asset == terms.asset]
+        mark = books.marks[terms.asset]
+        free = max(abs(held) - sum(o.left(mark) for o in resting if o.terms.side == terms.side), 0.0)
+        if quantity <= free * (1 + SLACK):
+            return
+        if sign > 0 or (terms.qty is not None and _whole(quantity)):
+            raise _too_little(terms, quantity, free, books, names)
+    if sign < 0 and (terms.qty is None or not _whole(quantity)):
+        raise malformed("fractional orders cannot be sold short")
+
+
+def _whole(quantity: float) -> bool:
+    return abs(quantity - round(quantity)) <= SLACK * quantity
+
+
 def check(terms: Terms, books: Books, orders: list[VenueOrder], names: Names) -> None:
     """Can the account take on an order of these terms beside its open `orders`?
 
@@ -64,7 +101,7 @@ def check(terms: Terms, books: Books, orders: list[VenueOrder], names: Names) ->
     cash does not suffice.
 
     Raises:
-        Refused: 403, it is too small, or there is too little to sell or to pay with.
+        Refused: 403, it is too small, or there is too little to sell or to pay with; see `check_side` too.
     """
     asset, margin = terms.asset, books.env.margin
     mark, rules, crypto = books.marks[asset], books.env.rules, names.asset_class == "crypto"
@@ -80,7 +117,9 @@ def check(terms: Terms, books: Books, orders: list[VenueOrder], names: Names) ->
         smallest = float(rules.min_quantity[asset])
         if quantity < smallest * (1 - SLACK):
             raise forbidden(f"qty must be >= minimal qty of order {decimal(smallest)}")
-    if terms.side == "sell" and not margin.shorting:
+    if margin.shorting:
+        check_side(terms, quantity, books, orders, names)
+    elif terms.side == "sell":
         free = available(books, orders, asset)
         if quantity > free * (1 + SLACK):
             raise _too_little(terms, quantity, free, books, names)
@@ -110,11 +149,11 @@ def _too_little(terms: Terms, quantity: float, free: float, books: Books, names:
             f"insufficient balance for {coin} (requested: {decimal(quantity)}, available: {decimal(free)})",
             balance=decimal(held), symbol=coin,
         )  # fmt: skip
-    if held <= 0:
+    if held <= 0 and not books.env.margin.shorting:
         return forbidden("account is not allowed to short")
     return forbidden(
         f"insufficient qty available for order (requested: {decimal(quantity)}, available: {decimal(free)})",
-        available=decimal(free), existing_qty=decimal(held), held_for_orders=decimal(held - free), symbol=name,
+        available=decimal(free), existing_qty=decimal(held), held_for_orders=decimal(abs(held) - free), symbol=name,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ of a request       delay          the answer comes `seconds` later
                    clock_skew     /v2/clock and the answer's Date are off by `seconds`
                    stale_data     the data API does not have the newest bar yet
                    late_cancel    an order is pending_cancel, and fills before the cancel arrives
+                   late_reject    an order is accepted, and rejected afterwards
 of a websocket     cut            the connection breaks before the message
                    mute           it stays open, and nothing comes any more
                    repeat_bar     a bar comes twice

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FEWEST, MOST = 50, 500  # orders of an answer
 DATA = {"/v1beta3/crypto/us": "crypto", "/v2/stocks": "stock"}
+CATEGORIES = ("trade_activity", "non_trade_activity")
 Handler = Callable[[Venue, Request, Mapping[str, Any]], tuple[int, Any]]
 
 
@@ -141,11 +142,26 @@ def _account(venue: Venue, request: Request, body: Mapping[str, Any]) -> tuple[i
 
 
 def _activities(venue: Venue, request: Request, body: Mapping[str, Any]) -> tuple[int, Any]:
-    """Newest first unless direction=asc; page_token: the id after which a page begins."""
+    """Newest first unless direction=asc; page_token: the id after which a page begins; category: trade_activity or
+    non_trade_activity, in place of kinds; after, until: what is dated after, or before, a time."""
     query = request.query_params
-    kinds = request.path_params.get("kind") or query.get("activity_types")
+    kinds, category = request.path_params.get("kind") or query.get("activity_types"), query.get("category")
+    if category is not None and (kinds or category not in CATEGORIES):
+        raise malformed(f"invalid category: {category!r}, accepted without types are {', '.join(CATEGORIES)}", 40010001)
     wanted = set(kinds.split(",")) if kinds else None
-    found = [a for a in venue.activities if wanted is None or a["activity_type"] in wanted]
+    after = nanoseconds(query["after"], "after") if query.get("after") else None
+    until = nanoseconds(query["until"], "until") if query.get("until") else None
+
+    def asked(activity: Mapping[str, Any]) -> bool:
+        trade, moment = activity["activity_type"] == "FILL", activity.get("transaction_time") or activity["date"]
+        return (
+            (wanted is None or activity["activity_type"] in wanted)
+            and (category is None or trade == (category == CATEGORIES[0]))
+            and (after is None or nanoseconds(moment, "date") > after)
+            and (until is None or nanoseconds(moment, "date") < until)
+        )
+
+    found = [activity for activity in venue.activities if asked(activity)]
     if query.get("direction") != "asc":
         found.reverse()
     if query.get("page_token"):
@@ -219,7 +235,9 @@ def routes(local: LocalAlpaca) -> list[Route | WebSocketRoute]:
         for kind in ("bars", "trades", "quotes"):
             own = f"{path}/latest/{kind}" if asset_class == "crypto" else f"{path}/{kind}/latest"
             made.append(Route(own, _endpoint(local, _latest(local, asset_class, kind), keys), methods=["GET"]))
-    for method, path, handler in (("POST", "advance", _advance(local)), ("GET", "clock", _local_clock)):
+    for method, path, handler in (
+        ("POST", "advance", _advance(local)), ("GET", "clock", _local_clock), ("POST", "activities", _happen),
+    ):  # fmt: skip
         made.append(Route(f"/local/v1/{path}", _endpoint(local, handler, keys=False), methods=[method]))
     made.append(WebSocketRoute("/stream", local.hub.trading))
     made.append(WebSocketRoute("/v1beta3/crypto/{feed}", local.hub.data))
@@ -293,6 +311,20 @@ def _advance(local: LocalAlpaca) -> Handler:
         return 200, {"bar": local.closed_bar() if played else None, "more": venue.more}
 
     return handler
+
+
+def _happen(venue: Venue, request: Request, body: Mapping[str, Any]) -> tuple[int, Any]:
+    """What is no trade: {"activity_type": "CSD", "net_amount": "500"}, or {"activity_type": "SPLIT", "symbol": "AB",
+    "ratio": 2}."""
+    kind, name = str(body.get("activity_type")), body.get("symbol")
+    try:
+        if kind == "SPLIT":
+            venue.split(str(name), float(body.get("ratio", "nan")))
+        else:
+            venue.move_cash(kind, float(body.get("net_amount", "")), name)
+    except (TypeError, ValueError):
+        raise malformed("net_amount and ratio must be numbers") from None
+    return 200, list(venue.activities)[-1]
 
 
 def _local_clock(venue: Venue, request: Request, body: Mapping[str, Any]) -> tuple[int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from environments.live.alpaca_local.wire import Names, decimal, rfc3339
 from environments.market_env import MarketVecEnv
 
 KEPT = 10_000  # ended orders, and activities, that are remembered: the newest
+CASH_KINDS = ("CSD", "CSW", "JNLC", "DIV", "INT", "FEE")
 MICROSECOND, MILLISECOND = 10**3, 10**6
 Sink = Callable[[dict[str, Any]], None]
 
@@ -107,6 +109,38 @@ class Venue:
             if self.books.interest:
                 self.activities.interest(self.now, self.books.interest)
             return True
+
+    # ------------------------------------------------------------------------------------------ what is no trade
+
+    def move_cash(self, kind: str, amount: float, name: str | None = None) -> None:
+        """Move currency in or out (< 0), and tell it as an activity: kind "CSD", "CSW", "DIV", "INT", "FEE", ...; name:
+        of the asset it is for.
+
+        Raises:
+            Refused: 422, no such kind. 404, no such asset.
+        """
+        if kind not in CASH_KINDS:
+            raise malformed(f"invalid activity_type: {kind!r}, accepted are {', '.join(CASH_KINDS)}, SPLIT")
+        with self.lock:
+            symbol = None if name is None else self.names.wire[self.names.asset(name)]
+            self.books.receive(amount)
+            self.activities.cash(self.now, kind, amount, symbol)
+
+    def split(self, name: str, ratio: float) -> None:
+        """Split what is held of an asset: `ratio` new units for each old one. Bars are as they are: a replay in which
+        prices fall by the ratio as the next bar opens has a split there.
+
+        Raises:
+            Refused: 404, no such asset, or nothing of it is held. 422, no ratio > 0.
+        """
+        if not 0 < ratio < math.inf:
+            raise malformed(f"invalid ratio: {ratio!r}, a number > 0 is accepted")
+        with self.lock:
+            asset = self.held(name)
+            before = self.books.units[asset]
+            self.books.split(asset, ratio)
+            after, mark = self.books.units[asset], self.books.marks[asset]
+            self.activities.split(self.now, self.names.wire[asset], before, after, mark)
 
     # ------------------------------------------------------------------------------------------ orders
 
@@ -237,7 +271,8 @@ class Venue:
         order_id = str(UUID(int=self._ids.getrandbits(128), version=4))
         self._sent += 1  # a microsecond apart: submission times tell the order they came in
         stamp = self.now + self._sent * MICROSECOND
-        opens = (terms.side == "buy") == (self.books.units[terms.asset] >= 0)
+        after = checks.position_after(self.books, self.engine.open.values(), terms.asset)
+        opens = after == 0 or (terms.side == "buy") == (after > 0)
         order = VenueOrder(order_id, client_id or order_id, terms, stamp, "open" if opens else "close")
         if terms.type == "trailing_stop":
             order.hwm = self.books.marks[terms.asset]
