@@ -28,6 +28,7 @@ from environments.errors import InputError
 from environments.market_env import MarketVecEnv
 from environments.plugin import find_env
 
+SIZES = ("horizon_len", "num_minibatches", "amp")
 TEST_RUN = {"n_envs": 4, "iterations": 2}
 
 
@@ -91,6 +92,7 @@ class Options:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     hyper: PPOConfig = field(default_factory=PPOConfig)
     limits: GateLimits = field(default_factory=GateLimits)
+    given: Any = field(init=False, default=frozenset())  # sizes that the command line or the file names
     bars: DataOptions = field(default_factory=DataOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -100,7 +102,8 @@ class Options:
             hyper = replace(hyper, learning_starts=1)  # two iterations are to try learning too
         if self.n_steps is None:
             return hyper
-        if hyper.horizon_len not in (kind.horizon_len, self.n_steps):
+        named = "horizon_len" in self.given or hyper.horizon_len != kind.horizon_len
+        if named and hyper.horizon_len != self.n_steps:
             raise InputError(
                 f"--n-steps {self.n_steps} and --horizon-len {hyper.horizon_len} say the same: give one of them"
             )
@@ -120,12 +123,25 @@ class Options:
             if bars.symbols is not None:
                 raise InputError("--expanded names symbols of its own: give it without --symbols")
             source = bars.data_source or ("alpaca" if bars.data is None and bars.data_dir is None else None)
+            if source == "alpaca" and bars.start is None:
+                raise InputError("--expanded downloads from Alpaca: give --start, a first day such as 2016-01-04")
             bars = replace(bars, symbols=",".join(EXPANDED), data_source=source, timeframe=bars.timeframe or "1d")
         if self.cache_path is not None:
             if bars.data_source != "alpaca" or bars.data is not None:
                 raise InputError("--cache-path is for bars that are downloaded: --data-source alpaca, without --data")
             bars = replace(bars, data=self.cache_path)
         return bars
+
+    def check_no_market(self) -> None:
+        """Raises InputError naming the options that say something of bars, of which an environment gym:ID has none."""
+        names = [name for name, value in vars(self.bars).items() if value != getattr(DataOptions, name)]
+        names = [name for name in names if name != "gpu" or self.bars.gpu != "cpu"]
+        own = {"expanded": self.expanded, "cache_path": self.cache_path, "test_days": self.test_days,
+               "no_preprocessing": not self.preprocessing}  # fmt: skip
+        names += [name for name, value in own.items() if value]
+        if names:
+            flags = ", ".join("--" + name.replace("_", "-") for name in names)
+            raise InputError(f"--env {self.env} has no bars: give it without {flags}")
 
     def budget(self) -> Budget:
         given = {"timesteps": self.timesteps, "episodes": self.episodes, "iterations": self.iterations}
@@ -155,13 +171,14 @@ def can_be_judged(env: str | None) -> bool:
 def options_of(arguments: list[str]) -> tuple[type, list[str]]:
     """(dataclass of the options, with the chosen agent's hyper-parameters; the arguments, with those of --config)."""
     _, config = find_agent(given("agent", arguments) or Options.agent)
-    options: type = Options
+    named = frozenset(name for name in SIZES if given(name, arguments) is not None)
+    own: list[Any] = [("given", Any, field(init=False, default=named))]
     if config is not PPOConfig:
-        own: list[Any] = [("hyper", config, field(default_factory=config))]
+        own.append(("hyper", config, field(default_factory=config)))
         if "batch_size" in config.__dataclass_fields__:  # there it is the agent's: of a gradient step, not of a rollout
             own.append(("batch_size", Any, field(init=False, default=None)))
-        options = make_dataclass("Options", own, bases=(Options,), frozen=True)
-        options.__doc__ = Options.__doc__
+    options = make_dataclass("Options", own, bases=(Options,), frozen=True)
+    options.__doc__ = Options.__doc__
     return options, with_config(options, arguments)
 
 
@@ -172,6 +189,8 @@ def main(options: Options) -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
     plain_env = options.env is not None and options.env.startswith("gym:")
+    if plain_env:
+        options.check_no_market()
     market = None if plain_env else options.data().market()
     environment = options.environment()
     split = None
@@ -201,6 +220,7 @@ def main(options: Options) -> int:
         checkpoint=options.checkpoint,
         fresh=options.fresh,
         memory=options.memory,
+        given=options.given | ({"horizon_len"} if options.n_steps is not None else set()),
     )
     try:
         with Interrupt("finishing the current iteration, press Ctrl-C again to stop at once") as interrupt:
@@ -212,8 +232,10 @@ def main(options: Options) -> int:
     if not result.timesteps and not result.interrupted:
         print(f"nothing left to do: {result.iterations} iterations are done; a larger budget goes on with them")
     else:
+        own = result.timesteps // (done.settings.agent.horizon_len * done.settings.n_envs)
+        before = "" if own == result.iterations else f" ({result.iterations} with those before)"
         print(
-            f"{result.iterations} iterations, {result.timesteps} steps in {result.seconds:.1f} s "
+            f"{own} iterations{before}, {result.timesteps} steps in {result.seconds:.1f} s "
             f"({result.steps_per_second:.0f} steps/s)"
         )
     if result.figures:

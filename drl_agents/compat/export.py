@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from drl_agents.compat.graph_quantile import GraphQuantileNormalizer
+from drl_agents.networks.build import build_policy
 from drl_agents.networks.policy import ActorCritic
 from drl_agents.networks.quantile import QuantileNormalizer
+from drl_agents.networks.spec import PolicySpec
 from environments.errors import InputError
 from environments.files import write_atomic
 
@@ -68,11 +71,7 @@ def export(path: str | Path, policy: ActorCritic, format: str) -> Path:
     if format not in SUFFIXES:
         raise InputError(f"format {format!r}: accepted are {', '.join(SUFFIXES)}")
     path = Path(path) if Path(path).suffix else Path(path).with_suffix(SUFFIXES[format])
-    policy = policy.eval()
-    if format == "safetensors":
-        tensors = {name: value.contiguous().cpu() for name, value in policy.state_dict().items()}
-        write_atomic(path, save_tensors(tensors, {"policy": json.dumps(policy.spec.to_dict())}))
-        return path
+    policy = copy.deepcopy(policy).cpu().eval()
     inputs = example(policy)
     with torch.no_grad():
         expected = _tuple(play(policy, *inputs))
@@ -81,6 +80,11 @@ def export(path: str | Path, policy: ActorCritic, format: str) -> Path:
 
         content = onnx_model(Exported(policy), inputs)
         found = onnx_runner(content)(*inputs)
+    elif format == "safetensors":
+        tensors = {name: value.contiguous().cpu() for name, value in policy.state_dict().items()}
+        content = save_tensors(tensors, {"policy": json.dumps(policy.spec.to_dict())})
+        with torch.no_grad():
+            found = _tuple(play(_rebuilt(content), *inputs))
     else:
         content = _torchscript(Exported(policy), inputs)
         found = _tuple(torch.jit.load(io.BytesIO(content))(*inputs))
@@ -89,8 +93,9 @@ def export(path: str | Path, policy: ActorCritic, format: str) -> Path:
     return path
 
 
-def example(policy: ActorCritic, rows: int = ROWS) -> tuple[Tensor, ...]:
-    """Observations like those the normaliser was fitted to, some values unknown, and memories where there are any."""
+def example(policy: ActorCritic, rows: int = ROWS, member: int = 0, unknown: float = 0.05) -> tuple[Tensor, ...]:
+    """Observations (rows, D) like those the member's normaliser was fitted to, a share of the market's numbers
+    `unknown` (NaN), and memories (rows, M) where there are any."""
     random = torch.Generator().manual_seed(0)
     spec = policy.spec
     x = torch.randn(rows, spec.size, generator=random)
@@ -98,13 +103,23 @@ def example(policy: ActorCritic, rows: int = ROWS) -> tuple[Tensor, ...]:
     normalizer = policy.row_normalizer or policy.state_normalizer
     if hasattr(normalizer, "mean"):
         own = slice(0, width) if width else slice(None)
-        times = spec.lookback if width else 1
-        x[:, own] = x[:, own] * normalizer.std[0].repeat(times) + normalizer.mean[0].repeat(times)
+        # A row of statistics serves every bar of the lookback, and every asset where assets share it.
+        times = width // normalizer.mean.shape[1] if width else 1
+        x[:, own] = x[:, own] * normalizer.std[member].repeat(times) + normalizer.mean[member].repeat(times)
     if width:
-        x[:, :width][torch.rand(rows, width, generator=random) < 0.05] = torch.nan
+        x[:, :width][torch.rand(rows, width, generator=random) < unknown] = torch.nan
     if not policy.memory_size:
         return (x,)
     return x, 0.5 * torch.randn(rows, policy.memory_size, generator=random)
+
+
+def _rebuilt(content: bytes) -> ActorCritic:
+    """The policy of a safetensors file's bytes: eight that say how long the JSON is, the JSON, the numbers."""
+    size = int.from_bytes(content[:8], "little")
+    spec = json.loads(content[8 : 8 + size])["__metadata__"]["policy"]
+    policy = build_policy(PolicySpec(**json.loads(spec)), (0,))
+    policy.load_state_dict(load_tensors(content))
+    return policy.eval()
 
 
 def _torchscript(model: Exported, inputs: tuple[Tensor, ...]) -> bytes:

@@ -122,3 +122,11 @@ def own_action(space: gymnasium.Space, action: np.ndarray) -> np.ndarray:
     stretched = low + (np.clip(action, -1, 1) + 1) * 0.5 * (high - low)
     # The product may round past a bound.
     return np.clip(stretched, low, high).reshape(-1, *space.shape).astype(space.dtype)
+
+
+def policy_action(space: gymnasium.Space, action: np.ndarray) -> np.ndarray:
+    """The inverse of `own_action`: (n, ...) in the environment's own units as a VecEnv takes them."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        return action
+    flat = action.reshape(-1, *space.shape)
+    return (2 * (flat - space.low) / (space.high - space.low) - 1).astype(np.float32)

@@ -63,11 +63,14 @@ def network_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     known = {"net_arch", "activation_fn", "log_std_init", "ortho_init"}
     if unknown := sorted(set(kwargs) - known):
         raise InputError(f"policy_kwargs {', '.join(unknown)}: accepted are {', '.join(sorted(known))}")
-    layers: Sequence[int] | dict[str, Sequence[int]] = kwargs.get("net_arch") or (64, 64)
+    layers: Sequence[int] | dict[str, Sequence[int]] | None = kwargs.get("net_arch")
+    layers = (64, 64) if layers is None else layers
     if isinstance(layers, dict):
         if list(layers.get("pi", ())) != list(layers.get("vf", ())):
             raise InputError(f"net_arch {layers}: pi and vf must have the same layers")
-        layers = layers["pi"]
+        layers = layers.get("pi", ())
+    if not layers or not all(isinstance(width, int) and width > 0 for width in layers):
+        raise InputError(f"net_arch {kwargs['net_arch']}: at least one layer is needed, each a whole number of units")
     if kwargs.get("ortho_init", True) is not True:
         raise InputError("ortho_init=False: weights start orthogonal here")
     activation = {torch.nn.Tanh: "tanh", torch.nn.ReLU: "relu"}.get(kwargs.get("activation_fn", torch.nn.Tanh))

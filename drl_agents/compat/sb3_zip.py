@@ -11,17 +11,20 @@ Both differences are affine and folded into the first and the last layer:
 
     W1' = W1 / std,  b1' = b1 - mean W1'        W3' = W3 h,  b3' = b3 h + c,  log_std' = log_std + ln h
 
-with h = (high - low) / 2 and c = (high + low) / 2 of the action space. What is not affine is lost: the limit of +-10
-standard deviations on observations, and a mean in place of what is unknown (NaN). A policy that comes in is left
+with h = (high - low) / 2 and c = (high + low) / 2 of the action space. What is written is read back and compared with
+the policy, on observations within its limit. What is not affine is lost: the limit of +-10 standard deviations on
+observations, which is told in the log, and a mean in place of what is unknown (NaN). A policy that comes in is left
 without a normaliser (`PolicySpec.normalizer` "none"): its weights are of observations as they are.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import logging
+import math
 import pickle
 import re
 import zipfile
@@ -33,7 +36,9 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from drl_agents.compat.export import TOLERANCE, example
 from drl_agents.networks.normalizer import FixedNormalizer
 from drl_agents.networks.policy import ActorCritic, PolicySpec
 from environments.errors import InputError
@@ -67,25 +72,27 @@ def export_sb3(
         the file, `.zip` added where the path has no suffix.
 
     Raises:
-        InputError: the policy is not a tanh or ReLU MLP with affine normalisation, or not one of actor and critic.
+        InputError: the policy is not a tanh or ReLU MLP with affine normalisation, or not one of actor and critic; or
+            what was written does not compute what the policy does, in which case nothing is left behind.
     """
     spec = policy.spec
     if spec.distribution != "normal" or not spec.value:
         raise InputError(
             f"a policy of distribution {spec.distribution!r}, with {'a' if spec.value else 'no'} critic of states: "
-            "stable-baselines3's PPO has 'normal' and a critic; accepted are models of ppo and a2c"
+            "stable-baselines3's PPO has 'normal' and a critic; accepted are models of ppo, a2c, shac and dqn"
         )
     if spec.per_asset:
         raise InputError("a policy whose assets share weights (per_asset): only a plain mlp goes to stable-baselines3")
     if getattr(spec, "network", "mlp") != "mlp" or getattr(spec, "layer_norm", False):
         raise InputError(f"network {spec.network!r}: only a plain mlp is a policy of stable-baselines3")
+    policy = copy.deepcopy(policy).cpu().eval()
     space = spec.action_space if action_space is None else action_space
     if observation_space is None:
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.size,), np.float32)
     mean, std = _statistics(policy, member)
+    half, middle = _half_and_middle(space) if policy.log_std is not None else (torch.ones(1), torch.zeros(1))
     state: dict[str, Tensor] = {}
     if policy.log_std is not None:
-        half, middle = _half_and_middle(space)
         state["log_std"] = policy.log_std.detach()[member, 0].double() + half.log()
     for net, extractor, last in _HEADS:
         layers = [(layer.weight.detach()[member].double(), layer.bias.detach()[member, 0].double())
@@ -128,8 +135,36 @@ def export_sb3(
         archive.writestr("policy.optimizer.pth", _saved(optimizer.state_dict()))
         archive.writestr("pytorch_variables.pth", _saved({}))
         archive.writestr("_stable_baselines3_version", VERSION)
+    _compare(path, file, policy, member, half, middle)
+    limits = [n.limit for n in (policy.row_normalizer, policy.state_normalizer) if hasattr(n, "limit")]
+    if (limit := min(limits, default=math.inf)) < math.inf:
+        logger.warning("%s: observations are limited to %g standard deviations from their mean here, and not in "
+                       "stable-baselines3: beyond, actions differ", path, limit)  # fmt: skip
     write_atomic(path, file.getvalue())
     return path
+
+
+@torch.no_grad()
+def _compare(path: Path, file: io.BytesIO, policy: ActorCritic, member: int, half: Tensor, middle: Tensor) -> None:
+    """Read the weights back, run them as stable-baselines3's MlpPolicy does, and compare both heads with the policy's.
+
+    Differences are relative to the largest number of a head, or 1: a mean of many deviations costs float32's digits.
+    """
+    with zipfile.ZipFile(file) as archive:
+        state = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+    activate = _ACTIVATIONS[policy.spec.activation]()
+    (rows,) = example(policy, member=member, unknown=0.0)
+    seen = rows.expand(policy.n_members, -1, -1)
+    for net, extractor, last in _HEADS:
+        x, i = rows, 0
+        while (name := f"mlp_extractor.{extractor}.{2 * i}") + ".weight" in state:
+            x, i = activate(linear(x, state[f"{name}.weight"], state[f"{name}.bias"])), i + 1
+        found = linear(x, state[f"{last}.weight"], state[f"{last}.bias"]).double()
+        own = policy.dense(seen, getattr(policy, net))[0][member].double()
+        expected = own * half + middle if net == "actor" else own
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+        if not difference <= TOLERANCE:
+            raise InputError(f"{path}: the exported {net} differs by {difference:.2g}, at most {TOLERANCE} is accepted")
 
 
 def import_sb3(path: str | Path, action_space: gymnasium.Space | None = None) -> tuple[ActorCritic, gymnasium.Space]:

@@ -247,27 +247,29 @@ def _decide(registry: Registry, bundle: Bundle, verdict: Verdict, champion: Bund
 
 
 def _score(outcome: TrainOutcome, model: BacktestResult) -> Score:
+    record = outcome.settings.folder / RUN_RECORD
+    # A run that was done already has made no figures of its own: they are in its record.
     last = {name: values[0] for name, values in outcome.result.figures.items()}
-    first = _first_figures(outcome.settings.folder / RUN_RECORD)
+    last = last or _figures(record, outcome.result.iterations)
     own = {name: last.get(name, math.nan) for name in ("explained_variance", "entropy", "approx_kl", "clip_fraction")}
     returns = model.returns
     return composite_score(
         stretch_returns(model.equity),
         np.log1p(returns[returns > -1]),
         model.bars_per_year,
-        first_entropy=first.get("entropy", math.nan),
+        first_entropy=_figures(record, 1).get("entropy", math.nan),
         **own,
     )
 
 
-def _first_figures(path: Path) -> dict[str, float]:
-    """The figures of a run's first iteration, {} where it has none."""
+def _figures(path: Path, iteration: int) -> dict[str, float]:
+    """A run's figures of an iteration, the latest where it was made more than once; {} where it never was."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in lines:
+    for line in reversed(lines):
         try:
             found = json.loads(line)
         except ValueError:
             continue  # torn by a kill
-        if found.get("iteration") == 1:
+        if found.get("iteration") == iteration:
             return {name: value[0] for name, value in found.items() if isinstance(value, list) and value[0] is not None}
     return {}

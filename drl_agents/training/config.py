@@ -10,11 +10,12 @@ import yaml
 from environments.errors import InputError
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, example: str = "AAPL: {fractional: false}") -> dict[str, Any]:
     """A YAML file (https://yaml.org/spec/1.2.2/) whose top level is a table, as plain data.
 
     `true` and `false` are booleans, what `float` can read is a number, all else is text: a symbol such as ON or NO
-    is not taken for a truth value, nor 1e-4 for text, as YAML 1.1 would have it. Keys are text.
+    is not taken for a truth value, nor 1e-4 for text, as YAML 1.1 would have it. Keys are text. example: what the
+    message shows where there is no table.
 
     Raises:
         InputError: no such file, no YAML (says the line), a key given twice, or no table.
@@ -31,7 +32,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise InputError(f"{path}{where}: {problem or 'no YAML'}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a table is needed, such as 'AAPL: {{fractional: false}}'")
+        found = "a list" if isinstance(content, list) else repr(content) if content else "empty"
+        raise InputError(f"{path}: a table is needed, such as '{example}', and it is {found}")
     return _typed(content)
 
 

@@ -25,7 +25,8 @@ from drl_agents.training.checkpoint import (
     set_aside,
 )  # fmt: skip
 from drl_agents.training.device import MemoryOptions, memory_stats, size_text
-from drl_agents.training.memory import MIN_ITERATIONS, Footprint, Plan, Sizes, plan_sizes
+from drl_agents.training.memory import Footprint, Sizes
+from drl_agents.training.memory_plan import MIN_ITERATIONS, Plan, plan_sizes
 from drl_agents.training.progress import TrainProgress
 from drl_agents.training.record import RUN_RECORD, RunRecord, plain
 from drl_agents.training.runlock import RunLock
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENVS = 12
 LOCK = "run.lock"
+JUDGED = ("bundle", "report")  # folders that a finished run leaves, see `deployment.run_job`
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class TrainSettings:
     where checkpoints and run record go. env_options, network: as for a trial of a search. segments: the bars to train
     on, in ranges; None for all. preprocess: normalise market features by the training bars. resume: go on from the
     folder's newest checkpoint. checkpoint: go on from this file. fresh: begin anew in a folder that has been used.
-    memory: budget to plan sizes for; those that differ from the agent's defaults are kept.
+    memory: budget to plan sizes for; those in `given` (horizon_len, num_minibatches, amp) are kept, and those that
+    differ from the agent's defaults.
     """
 
     env: str
@@ -70,6 +73,7 @@ class TrainSettings:
     checkpoint: Path | None = None
     fresh: bool = False
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.fresh and (self.resume or self.checkpoint is not None):
@@ -98,7 +102,8 @@ def run_training(
 ) -> TrainOutcome:
     """Train, log to `run.jsonl`, checkpoint; stopped by `stop()`, save to `model_interrupted_<time>_<iteration>.pt`.
 
-    What a run needs is checked before anything of an earlier one is touched.
+    What an earlier run left is set aside when this one has something to put in its place, after the first iteration:
+    until then every mistake leaves it as it was.
 
     Raises:
         InputError: options the environment or the agent does not have, a folder with a run and neither resume,
@@ -152,7 +157,6 @@ def _run(
             raise InputError(f"{error}; --fresh begins anew and keeps the checkpoint as *.old") from error
     folder = settings.folder
     with RunLock(folder / LOCK), TrainProgress(console, env.device) as progress:
-        _clear(settings)
         limit = settings.budget.limit(settings.agent.horizon_len * env.n_envs)
         progress.begin(start[0] / limit if limit is not None else min(1.0, start[1] / settings.budget.episodes))
         result = train(
@@ -168,6 +172,7 @@ def _run(
             interrupted_checkpoint=lambda iteration: interrupted_path(folder, iteration),
             on_iteration=progress.iteration,
             on_phase=progress.phase,
+            before_writing=lambda: _clear(settings),
         )
     env.close()
     return TrainOutcome(settings, agent, result, memory_line(env.device, plan))
@@ -195,12 +200,11 @@ def _state(settings: TrainSettings) -> dict[str, Any] | None:
 
 def _clear(settings: TrainSettings) -> None:
     """Set aside what this run would overwrite, or what would be taken for its own later."""
-    old: list[Path] = []
-    if settings.fresh:
-        old = [*checkpoints_in(settings.folder), *settings.folder.glob(RUN_RECORD)]
-    elif settings.checkpoint is not None:
-        chosen = settings.checkpoint.resolve()
-        old = [path for path in checkpoints_in(settings.folder) if path.resolve() != chosen]
+    if not settings.fresh and settings.checkpoint is None:
+        return
+    folder, chosen = settings.folder, settings.checkpoint and settings.checkpoint.resolve()
+    old = [path for path in checkpoints_in(folder) if path.resolve() != chosen]
+    old += [folder / name for name in (*([RUN_RECORD] if settings.fresh else []), *JUDGED) if (folder / name).exists()]
     for path in old:
         logger.info("%s is kept as %s", path, set_aside(path).name)
 
@@ -210,6 +214,7 @@ def _build(market: Market | None, settings: TrainSettings) -> tuple[AgentBase, V
     env = build_env(settings.env, market, settings.n_envs, seed=settings.seed, **own, **settings.env_options)
     agent_class, _ = find_agent(settings.agent_name)
     agent = agent_class(PolicySpec.of(env, **settings.network), settings.agent, (settings.seed,), env.device)
+    agent.check_env(env)
     if settings.preprocess:
         agent.policy.fit_normalizer(env)
     return agent, env
@@ -227,7 +232,7 @@ def _sized(
             f"agent {settings.agent_name} does not divide its rollouts into minibatches: --batch-size and a memory "
             "budget are accepted with agents that have num_minibatches"
         )
-    if settings.batch_size is not None and settings.agent.num_minibatches != type(settings.agent).num_minibatches:
+    if settings.batch_size is not None and "num_minibatches" not in _free(replace(settings, batch_size=None)):
         raise InputError("--batch-size and --num-minibatches say the same: give one of them")
     saved = (state or {}).get("record", {}).get("facts") or {}
     if state is not None and isinstance(saved.get("n_envs"), int):
@@ -267,8 +272,8 @@ def with_batch_size(settings: TrainSettings, batch_size: int) -> Any:
 
 def _free(settings: TrainSettings) -> frozenset[str]:
     """The names of the sizes that were left to the plan."""
-    names = [name for name in ("horizon_len", "num_minibatches", "amp")
-             if getattr(settings.agent, name) == getattr(type(settings.agent), name)]  # fmt: skip
+    sizes = {"horizon_len", "num_minibatches", "amp"} - settings.given
+    names = [name for name in sizes if getattr(settings.agent, name) == getattr(type(settings.agent), name)]
     return frozenset(names if settings.batch_size is None else set(names) - {"num_minibatches"})
 
 
@@ -279,9 +284,11 @@ def _plan(market: Market | None, settings: TrainSettings) -> Plan:
     groups = settings.env_options.get("clock_groups")
 
     def build(sizes: Sizes) -> tuple[AgentBase, VecEnv]:
+        clocks = {} if sizes.clock_groups is None else {"clock_groups": sizes.clock_groups}
+        env_options = {**settings.env_options, **clocks}
         own = {"horizon_len": sizes.horizon_len, "num_minibatches": sizes.num_minibatches, "amp": sizes.amp}
         agent = replace(settings.agent, **own, compile="off")
-        return _build(market, replace(settings, n_envs=sizes.n_envs, agent=agent))
+        return _build(market, replace(settings, n_envs=sizes.n_envs, agent=agent, env_options=env_options))
 
     device = torch.device("cpu") if market is None else market.device
     agent = settings.agent

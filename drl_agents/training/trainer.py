@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def train(
     interrupted_checkpoint: Callable[[int], Path] | None = None,
     on_iteration: Callable[[int, int | None, dict[str, float]], None] | None = None,
     on_phase: Callable[[str], None] | None = None,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train until the budget is spent or `stop()` says so.
 
@@ -111,7 +113,9 @@ def train(
         on_iteration: called with (iterations done, iterations in all or None, figures): the agent's, averaged over
             members, the seconds of `PhaseClock.read`, steps_per_second (all members), compile_seconds, and
             share, the part of the budget that is spent.
-        on_phase: called with "rollout" and "update" when they begin.
+        on_phase: called with "rollout", "update", and "critic" where it learns apart, when they begin.
+        before_writing: called once, before the first file is written: what is wrong with an agent in its environment
+            shows in the first iteration at the latest.
 
     Raises:
         TrainingDiverged: a figure is NaN or infinite, or every update of an iteration was skipped for gradients
@@ -142,8 +146,11 @@ def train(
     def finished() -> bool:
         return done_iterations >= limit if limit is not None else episodes >= budget.episodes
 
+    prepare = cache(before_writing)
+
     def save(path: str | Path | None) -> Path | None:
         if path is not None:
+            prepare()
             save_checkpoint(path, agent, env, done_iterations, {"facts": facts, "episodes": episodes})
         return None if path is None else Path(path)
 
@@ -162,7 +169,9 @@ def train(
         phase("rollout")
         rollout = agent.explore_env(env, horizon)
         phase("update")
+        agent.on_phase = phase
         on_device = agent.update(rollout)
+        del agent.on_phase  # who updates it by hand afterwards marks nothing here
         ended = rollout.by_member(rollout.terminated | rollout.truncated).sum(1)
         clock.stop()
         figures = _to_host({**on_device, "ended": ended.float()})
@@ -175,6 +184,7 @@ def train(
         if compiling:
             seconds["compile_seconds"] = compiling
         if record is not None:
+            prepare()
             record.write(
                 {"iteration": done_iterations, "timesteps": done_iterations * per_member, **figures, **seconds}
             )

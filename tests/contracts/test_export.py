@@ -34,12 +34,14 @@ NETWORKS = {
     "mlp, quantiles": {"normalizer": "quantile"},
     "gru": {"network": "gru", "options": {"hidden_dim": 12}},
     "transformer": {"network": "transformer", "options": {"d_model": 16, "num_layers": 2, "n_heads": 2}},
+    "mlp, per asset": {"row_size": 6, "state_size": 7, "per_asset": True, "n_assets": 2},
 }
 
 
 def policy_of(name: str, action: str = "box") -> ActorCritic:
     """A policy with weights and statistics that matter."""
-    policy = build_policy(PolicySpec(3, 4, 5, action, 3, hidden=(16,), **NETWORKS[name]), (0,))
+    sizes = {"row_size": 3, "lookback": 4, "state_size": 5, "action_size": 3, "hidden": (16,)}
+    policy = build_policy(PolicySpec(action=action, **sizes | NETWORKS[name]), (0,))
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -121,6 +123,12 @@ def test_what_differs_is_not_left_behind(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="the exported action differs by"):
         export(tmp_path / "model", policy, "torchscript")
     assert list(tmp_path.iterdir()) == []
+    other = build_policy(policy.spec, (5,))
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="the exported action differs by"):
+        patch.setattr("drl_agents.compat.export.build_policy", lambda spec, seeds: other)
+        patch.setattr(other, "load_state_dict", lambda state: None)
+        export(tmp_path / "model", policy, "safetensors")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="accepted are onnx, torchscript, safetensors"):
         export(tmp_path / "model", policy, "pickle")
     with pytest.raises(InputError, match="one is exported at a time"):
@@ -156,6 +164,7 @@ def test_the_script_exports_a_bundle(tmp_path, capsys):
     for format, name in (("torchscript", "m.pt"), ("safetensors", "m.safetensors"), ("sb3", "m.zip")):
         status, out, err = call("--format", format, "--bundle", str(tmp_path / "bundle"), "--out", str(tmp_path / name))
         assert status == 0 and name in out and (tmp_path / name).stat().st_size > 0, err
+        assert ("limited to 10 standard deviations" in err) == (format == "sb3")
     for arguments, message in (
         (("--format", "tflite"), "accepted are onnx, torchscript, safetensors, sb3"),
         (("--bundle", str(tmp_path / "none")), "no bundle there"),

@@ -145,14 +145,30 @@ def test_choices_that_do_not_begin_at_zero_are_refused():
 def test_what_its_ppo_has_no_place_for_stays_here(tmp_path):
     spec = PolicySpec(0, 1, 3, "box", 1, (8,))
     sac = build_agent("sac", spec)
-    with pytest.raises(InputError, match="distribution 'squashed', with no critic of states"):
+    with pytest.raises(InputError, match="with no critic of states: .* accepted are models of ppo, a2c, shac and dqn"):
         export_sb3(tmp_path / "sac", sac.policy)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_market_policy_goes_out(tmp_path):
+@pytest.mark.parametrize(("name", "action"), [("a2c", "discrete"), ("shac", "box"), ("dqn", "discrete")])
+def test_agents_with_an_actor_and_a_critic_of_states_go_out(tmp_path, name, action):
+    agent = build_agent(name, PolicySpec(0, 1, 3, action, 2, (8,)))
+    with torch.no_grad():
+        agent.policy.actor.layers[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    other = stable_baselines3.PPO.load(export_sb3(tmp_path / name, agent.policy))
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    ours = agent.policy.mode(torch.from_numpy(x)[None])[0].detach().numpy()
+    ours = ours.clip(-1, 1) if action == "box" else ours
+    np.testing.assert_allclose(other.predict(x, deterministic=True)[0], ours, rtol=0, atol=1e-6)
+
+
+def market_env(n_members: int = 1, **options) -> VectorizedCryptoEnvAlpaca:
     market = Market.from_bars(load_bars("synthetic", options={"n_bars": 300, "n_assets": 2}, seed=1))
-    env = VectorizedCryptoEnvAlpaca(market, 4, n_members=2, episode_length=50, lookback=3, seed=[1, 2])
+    return VectorizedCryptoEnvAlpaca(market, 4, n_members=n_members, lookback=3, **options)
+
+
+def test_a_market_policy_goes_out(tmp_path, caplog):
+    env = market_env(2, episode_length=50, seed=[1, 2])
     agent = AgentPPO(PolicySpec.of(env, hidden=(16,)), seeds=(1, 2))
     agent.policy.fit_normalizer(env)
     view = GymnasiumVectorView(env)
@@ -163,6 +179,24 @@ def test_a_market_policy_goes_out(tmp_path):
         ours = agent.policy.mode(torch.as_tensor(x).expand(2, -1, -1))[member].detach()
         found = other.predict(x, deterministic=True)[0]
         np.testing.assert_allclose(found, ours.clamp(-1, 1).numpy(), rtol=0, atol=1e-6)
+        assert f"{member}.zip: observations are limited to 10 standard deviations" in caplog.text
+    # What the file cannot hold in 32 bits is seen when it is read back.
+    agent.policy.row_normalizer.mean.fill_(1e6)
+    with pytest.raises(InputError, match="the exported actor differs by .*, at most 1e-05 is accepted"):
+        export_sb3(tmp_path / "far.zip", agent.policy)
+    assert not (tmp_path / "far.zip").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_own_load_agrees_far_from_what_was_seen(tmp_path, name, caplog):
+    model = short(name).learn(256)
+    other = stable_baselines3.PPO.load(model.export_sb3(tmp_path / "model"))
+    x = 1000 * seen(name)
+    ours, theirs = (m.predict(x, deterministic=True)[0] for m in (model, other))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-6)
+    assert "limited" not in caplog.text
+    model.save(tmp_path / "own")
+    np.testing.assert_array_equal(PPO.load(tmp_path / "own").predict(x, deterministic=True)[0], ours)
 
 
 class Counting(BaseCallback):
@@ -264,6 +298,11 @@ def test_learns_cartpole_with_its_defaults_shortened():
         ({"policy_kwargs": {"activation_fn": nn.ELU}}, "activation_fn ELU: accepted are Tanh, ReLU"),
         ({"policy_kwargs": {"lstm": 1}}, "policy_kwargs lstm: accepted are"),
         ({"policy_kwargs": {"ortho_init": False}}, "weights start orthogonal"),
+        ({"policy_kwargs": {"net_arch": []}}, r"net_arch \[\]: at least one layer"),
+        ({"policy_kwargs": {"net_arch": [{"pi": [8], "vf": [8]}]}}, "each a whole number of units"),
+        ({"policy": BaseCallback}, "policy BaseCallback: accepted is 'MlpPolicy'"),
+        ({"gama": 0.9}, "PPO has no argument gama; the nearest is gamma"),
+        ({"_init_setup_model": False}, "_init_setup_model: not available here, leave it at its default"),
     ],
 )
 def test_what_is_not_here_is_refused(options, message):

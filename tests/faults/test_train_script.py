@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -17,8 +16,9 @@ import torch
 
 from drl_agents.agents.ppo import AgentPPO
 from drl_agents.training.checkpoint import load_checkpoint
-from drl_agents.training.commandline import run
 from drl_agents.training.runlock import RunLock
+from scripts import train as train_script
+from tests.reference.command_line import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKET = "--data-source synthetic --synthetic-options n_bars=200 --hidden 8 --test-days 0".split()
@@ -27,26 +27,10 @@ SMALL = [*MARKET, "--n-envs", "4", "--n-steps", "8"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def call(script, capsys, tmp_path):
-    """`call(*arguments)` -> (status, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            run(script.Options, script.main, [*arguments, "--logs", str(tmp_path)])
-        return leaving.value.code or 0, *capsys.readouterr()
-
-    return call
+def call(capsys, tmp_path):
+    """`call(*arguments)` of scripts/train.py -> (status, standard output, standard error); files go to tmp_path."""
+    return lambda *arguments: call_script(train_script, [*arguments, "--logs", str(tmp_path)], capsys)
 
 
 @pytest.fixture
@@ -95,11 +79,61 @@ def test_a_second_run_does_not_overwrite_the_first(call, refused, tmp_path):
     refused(*SMALL, "--iterations", "2", says=("holds a run",))
 
 
+def test_what_was_judged_is_set_aside_too(call, tmp_path):
+    folder = tmp_path / "runs" / "train"
+    judged = [a for a in SMALL if a not in ("--test-days", "0")] + ["--test-days", "2", "--skip-posterior"]
+    assert call(*judged, "--iterations", "1")[0] == 0
+    before = contents(folder)
+    shutil.copy(folder / "checkpoint.pt", tmp_path / "kept.pt")
+    # The second run is not judged: what lies there would be taken for its own.
+    assert call(*SMALL, "--iterations", "1", "--fresh")[0] == 0
+    assert not (folder / "bundle").exists() and not (folder / "report").exists()
+    after = contents(folder)
+    for name, content in before.items():
+        first, slash, rest = name.partition("/")
+        if first in ("bundle", "report", "checkpoint.pt", "run.jsonl"):
+            assert after[f"{first}.old{slash}{rest}"] == content
+    assert {name.partition("/")[0] for name in before} >= {"bundle", "report"}
+    (folder / "bundle.old").rename(folder / "bundle")
+    assert call(*judged, "--iterations", "2", "--skip-posterior", "--checkpoint", str(tmp_path / "kept.pt"))[0] == 0
+    assert (folder / "bundle.old").exists() and (folder / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--agent shac --env-options action=signal_size", "agent shac cannot train here"),
+        ("--num-minibatches 1000", "num_minibatches=1000 is too many for 32 bars"),
+        ("--agent sac --learning-starts 100000", "learning_starts=100000"),
+        ("--network gru --hidden-dim 4 --clock-groups 2", "too many for 2 sequences"),
+        ("--log-std nan", "log_std=nan: accepted are -20 to 2"),
+        ("--log-std 100", "log_std=100.0: accepted are -20 to 2"),
+    ],
+)
+def test_a_mistake_that_shows_late_leaves_the_earlier_run_as_it_was(call, refused, tmp_path, arguments, says):
+    folder = tmp_path / "runs" / "train"
+    folder.mkdir(parents=True)
+    for name in ("checkpoint.pt", "run.jsonl", "run.lock.guard"):
+        (folder / name).write_text("")
+    refused(*SMALL, *arguments.split(), "--iterations", "2", "--fresh", says=(says,))
+    if "shac" in arguments:
+        refused("--env", "gym:CartPole-v1", "--agent", "shac", "--fresh", says=("agent shac cannot train here",))
+
+
+def test_an_environment_without_bars_takes_no_options_of_bars(refused):
+    gym = ["--env", "gym:CartPole-v1", "--iterations", "1"]
+    for name, value in (("--data", "x"), ("--data-dir", "x"), ("--symbols", "A"), ("--timeframe", "1d"),
+                        ("--start", "2020-01-01"), ("--end", "2021-01-01"), ("--test-days", "5"), ("--data-seed", "1"),
+                        ("--gpu", "0")):  # fmt: skip
+        refused(*gym, name, value, says=(f"--env gym:CartPole-v1 has no bars: give it without {name}",))
+    refused(*gym, "--expanded", "--no-preprocessing", says=("without --expanded, --no-preprocessing",))
+
+
 def test_resume_goes_on_and_ends_as_one_run(call, tmp_path):
     assert call(*SMALL, "--iterations", "2")[0] == 0
     # The number of environments need not be said again.
     status, out, _ = call(*MARKET, "--n-steps", "8", "--iterations", "5", "--resume")
-    assert status == 0 and "5 iterations, 96 steps" in out
+    assert status == 0 and "3 iterations (5 with those before), 96 steps" in out
     status, out, _ = call(*SMALL, "--iterations", "5", "--resume")
     assert status == 0 and "nothing left to do: 5 iterations" in out
     assert call(*SMALL, "--iterations", "5", "--run", "whole")[0] == 0
@@ -118,7 +152,7 @@ def test_a_given_checkpoint(call, refused, tmp_path):
     assert call(*SMALL, "--iterations", "4", "--resume")[0] == 0
     after = (folder / "checkpoint.pt").read_bytes()
     status, out, _ = call(*SMALL, "--iterations", "3", "--checkpoint", str(kept))
-    assert status == 0 and "3 iterations, 32 steps" in out
+    assert status == 0 and "1 iterations (3 with those before), 32 steps" in out
     assert (folder / "checkpoint.pt.old").read_bytes() == after
     assert load_checkpoint(folder / "checkpoint.pt")["iteration"] == 3
     refused(*SMALL, "--iterations", "3", "--checkpoint", str(tmp_path / "none.pt"), says=("none.pt", "no such file"))
@@ -156,6 +190,9 @@ def test_sizes_by_their_other_names(call, refused, tmp_path):
     refused(*other, "--clock-groups", "1", "--batch-size", "2", says=("--batch-size 2", "multiple of the 4"))
     refused(*other, "--batch-size", "16", "--num-minibatches", "8", says=("--batch-size", "--num-minibatches"))
     refused(*other, "--horizon-len", "16", says=("--n-steps 8", "--horizon-len 16"))
+    # As it is by default, but said.
+    refused(*other, "--batch-size", "16", "--num-minibatches", "4", says=("--batch-size", "--num-minibatches"))
+    refused(*other, "--horizon-len", "128", says=("--n-steps 8", "--horizon-len 128"))
     refused(*other, "--clock-groups", "3", says=("clock_groups=3",))
     refused(*other, "--clock-groups", "0", says=("--clock-groups 0", "at least 1"))
     refused(*other, "--env-options", "clock_groups=2", "--clock-groups", "2", says=("clock_groups", "once"))
@@ -173,7 +210,25 @@ def test_planned_sizes_are_kept_on_resume(call, refused, tmp_path):
     assert f"1 iterations, {16 * n_envs} steps" in out
     assert re.search(r"Memory: peak resident set .* planned .* MiB of it", out)
     status, out, err = call(*planned, "--iterations", "2", "--resume")
-    assert status == 0 and f"2 iterations, {16 * n_envs} steps" in out and "planned n_envs" not in err
+    assert status == 0 and "planned n_envs" not in err
+    assert f"1 iterations (2 with those before), {16 * n_envs} steps" in out
+
+
+def test_sizes_that_are_given_are_not_planned(call, refused):
+    """Though they are what they would be by default; a shorter rollout or other minibatches would fit."""
+    given = [*MARKET, "--n-envs", "8", "--max-vram", "0.00018", "--iterations", "1"]
+    assert call(*given, "--quiet")[0] == 0
+    says = ("n_envs 8, n_steps 128", "--max-vram 0.00018")
+    refused(*given, "--run", "x", "--n-steps", "128", "--num-minibatches", "4", says=says)
+
+
+@pytest.mark.parametrize("clocks", [(), ("--clock-groups", "2")])
+def test_what_is_planned_is_accepted(call, refused, clocks):
+    """Two sequences make two minibatches, whatever the default is; where four were asked for that is told."""
+    own = [*MARKET, "--network", "gru", "--n-envs", "2", "--n-steps", "8", "--low-vram", "--iterations", "1", *clocks]
+    status, _, err = call(*own)
+    assert status == 0 and "planned n_envs 2, n_steps 8, batch size 8," in err and "n_envs is not planned" in err
+    refused(*own, "--run", "x", "--num-minibatches", "4", says=("num_minibatches=4", "n_envs 2", "2 at most"))
 
 
 def test_quiet_shows_the_result_alone(call):

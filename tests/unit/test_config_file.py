@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -39,7 +40,10 @@ def test_all_kinds_of_values(tmp_path):
     found = parsed(tmp_path, text + "hidden: [128, 64]\n")
     assert (found.symbols, found.n_envs, found.timesteps) == ("BTC/USD,ON", 64, 1_000_000)
     assert (found.shorting, found.deploy, found.inner) == (True, False, Inner(0.9, (128, 64)))
-    assert parsed(tmp_path, "timesteps: null\n").timesteps is None
+    nothing = parsed(tmp_path, "timesteps: null\nsymbols: null\n")
+    assert nothing.timesteps is None and nothing.symbols is None
+    single = parsed(tmp_path, "hidden: 16\nsymbols: 600\n")
+    assert single.symbols == "600" and single.inner.hidden == (16,)
 
 
 def test_the_command_line_goes_before_the_file(tmp_path):
@@ -57,14 +61,33 @@ def test_the_command_line_goes_before_the_file(tmp_path):
         ("gae-lamda: 0.9\n", "gae-lamda is no option; the nearest is gae_lambda"),
         ("inner: {hidden: [8]}\n", "inner is no option"),
         ("config: other.yaml\n", "config is no option"),
-        ("hidden: {a: 1}\n", "hidden is a table"),
-        ("hidden: [[1]]\n", "list of lists"),
+        ("hidden: {a: 1}\n", "hidden: {'a': 1.0}: accepted is a whole number, or a list of them"),
+        ("hidden: [[1]]\n", "accepted is a whole number, or a list of them"),
+        ("hidden: []\n", "accepted is a whole number, or a list of them"),
         ("n_envs: 1\nn_envs: 2\n", "given twice"),
+        ("n_envs: 1\nn-envs: 2\n", "n_envs and n-envs are the same option"),
+        ("n_envs: four\n", "n_envs: four: accepted is a whole number"),
+        ("n_envs: 4.5\n", "n_envs: 4.5: accepted is a whole number"),
+        ("n_envs: null\n", "n_envs: null: accepted is a whole number"),
+        ("n_envs: true\n", "n_envs: true: accepted is a whole number"),
+        ("n_envs: [1, 2]\n", "accepted is a whole number"),
+        ("gae_lambda: high\n", "gae_lambda: high: accepted is a number"),
+        ("shorting: yes\n", "shorting: yes: accepted is true or false"),
+        ("deploy:\n", "deploy: nothing: accepted is true or false"),
+        ("symbols: true\n", "symbols: true: accepted is text, or a list of them"),
+        (
+            "update_to_data: 1\n",
+            "update_to_data is no option of this agent; those that have it are sac, td3, ddpg, dqn",
+        ),
+        ("xyzzyq: 1\n", "xyzzyq is no option; accepted are deploy, gae_lambda, hidden, n_envs, shorting, symbols"),
+        ("", "train.yaml: a table is needed, such as 'n_envs: 64', and it is empty"),
+        ("- n_envs\n", "and it is a list"),
     ],
 )
 def test_refused(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
         parsed(tmp_path, text)
+    assert "train.yaml" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):

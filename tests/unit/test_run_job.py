@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +26,8 @@ from environments.data.source import load_bars
 from environments.errors import InputError
 from environments.market import Market
 from scripts import backtest as backtest_script
+from scripts import train as train_script
+from tests.reference.command_line import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--test-run", "--n-steps", "16", "--skip-posterior", "--quiet"]
@@ -36,26 +36,10 @@ DAILY = ["--data-source", "synthetic", "--synthetic-options", "n_bars=300,n_asse
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_script_for_runs", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def call(script, capsys, tmp_path):
-    """`call(*arguments)` -> (status, standard output, standard error); files go to tmp_path."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            run(script.options_of, script.main, [*arguments, "--logs", str(tmp_path)])
-        return leaving.value.code or 0, *capsys.readouterr()
-
-    return call
+def call(capsys, tmp_path):
+    """`call(*arguments)` of scripts/train.py -> (status, standard output, standard error); files go to tmp_path."""
+    return lambda *arguments: call_script(train_script, [*arguments, "--logs", str(tmp_path)], capsys)
 
 
 def daily(n_bars: int = 300) -> Market:
@@ -134,6 +118,19 @@ def test_what_a_run_leaves(call, tmp_path):
     for name in ("report.png", "posterior.png"):
         assert (folder / "report" / name).stat().st_size > 10_000
     assert "composite score" in out and "What selects a model is a study's objective" in out
+
+
+def test_a_run_that_was_done_already_has_the_same_score(call, tmp_path):
+    """As after a kill between training and judging: the last figures are read from the run's record."""
+    report = tmp_path / "runs" / "train" / "report" / "report.json"
+    scores = []
+    for more in ([], ["--resume"]):
+        status, out, err = call(*DAILY, "--test-days", "50", *more)
+        assert status == 0 and ("nothing left to do" in out) == bool(more), err
+        scores.append(json.loads(report.read_text())["facts"]["score"])
+    assert scores[0] == scores[1]
+    known = {name: part["value"] for name, part in scores[1]["parts"].items()}
+    assert known["explained variance"] is not None and known["entropy ratio"] is not None
 
 
 def test_a_model_that_is_ruined_is_reported(call, tmp_path):
@@ -235,6 +232,7 @@ def test_every_agent_runs_through(call, tmp_path, agent):
         (["--network", "cnn"], "network='cnn': accepted are"),
         (["--hidden-dim", "8", "--hidden", "8"], "--hidden and --hidden-dim say the same"),
         (["--expanded", "--symbols", "SPY"], "--expanded names symbols of its own"),
+        (["--expanded", "--data-source", "alpaca"], "--expanded downloads from Alpaca: give --start"),
         (["--cache-path", "x"], "--cache-path is for bars that are downloaded"),
         (["--deploy", "--test-days", "0"], "--deploy needs held-out days"),
         (["--env", "CryptoEnvAlpaca", "--test-days", "50"], "its models cannot be kept and judged"),
