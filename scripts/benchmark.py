@@ -10,7 +10,8 @@ from drl_agents.benchmark.machine import cpu_cores
 from drl_agents.benchmark.race import Setup
 from drl_agents.benchmark.report import as_text, failed, run_benchmark
 from drl_agents.benchmark.work import Work
-from drl_agents.training.commandline import OutputOptions, run
+from drl_agents.training.commandline import OutputOptions, check_writable, run
+from environments.errors import InputError
 from environments.files import write_json
 
 
@@ -47,9 +48,17 @@ class Options:
 
 
 def main(options: Options) -> int:
+    least = {"repeats": 1, "threads": 1, "spin_count": 0, "seeds": 2, "iterations": 1}
+    for name, value in {**dict.fromkeys(("seconds", "limit"), 0.0), **least}.items():
+        given = getattr(options, name)
+        if given is not None and (given < value or (given == 0 and isinstance(value, float))):
+            bound = "more than 0" if isinstance(value, float) else f"at least {value}"
+            raise InputError(f"--{name.replace('_', '-')} {given}: {bound} is needed")
+    if options.out is not None:
+        check_writable("--out", options.out)
     setup = Setup(
         device=options.device,
-        threads=options.threads or cpu_cores(),
+        threads=options.threads if options.threads is not None else cpu_cores(),
         repeats=options.repeats,
         seconds=options.seconds,
         spin_count=options.spin_count,
@@ -65,9 +74,9 @@ def main(options: Options) -> int:
         iterations=options.iterations,
         tell=logging.getLogger(__name__).info,
     )
+    print(as_text(results), flush=True)
     if options.out is not None:
         write_json(options.out, results)
-    print(as_text(results))
     return 1 if failed(results) else 0
 
 

@@ -103,6 +103,8 @@ class Options:
     clock_groups: int | None = None
     """clocks of each agent: its environments share them equally, and what they see is computed once per clock and bar;
     default: each environment has its own"""
+    group_baseline: bool = False
+    """take the mean advantage of the others on its clock off each environment's; with clocks that are shared"""
     agent: str = "ppo"
     """what learns: ppo, shac, a2c, sac, td3, ddpg, dqn, an installed agent, or package.module:Class"""
     network: str = "mlp"
@@ -110,7 +112,7 @@ class Options:
     amp: Literal["off", "bf16", "fp16"] = "off"
     """precision of matrix products"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile the inner loops; auto: from four million steps of a batch of trials on"""
+    """compile the inner loops; auto: from four million steps of a batch of trials on, all its folds together"""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     limits: GateLimits = field(default_factory=GateLimits)
     bars: DataOptions = field(default_factory=DataOptions)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from drl_agents.benchmark.paired import paired
 from drl_agents.benchmark.work import Configuration, Work, build_agent
 from drl_agents.benchmark.workloads import EAGER, WORKLOADS
 from drl_agents.evaluation.backtest import backtest
@@ -74,59 +74,12 @@ def learned_return(
     return learned / most
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Welch's t-test (Welch, 1947) of the mean of one sample against another's.
-
-    difference: of the means. t, degrees: the statistic and its degrees of freedom (Welch-Satterthwaite). p: probability
-    of a |t| this large if the means are the same.
-    """
-
-    difference: float
-    t: float
-    degrees: float
-    p: float
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare two samples of at least two values each.
-
-        t = (mean a - mean b) / sqrt(s),  s = va + vb,  va = var(a) / n_a
-        degrees = s^2 / (va^2 / (n_a - 1) + vb^2 / (n_b - 1))
-
-    Where neither sample varies, t is 0 for equal means and infinite for others.
-    """
-    va, vb = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
-    difference, spread = statistics.fmean(a) - statistics.fmean(b), va + vb
-    if spread == 0:
-        t = 0.0 if difference == 0 else math.copysign(math.inf, difference)
-        return Comparison(difference, t, len(a) + len(b) - 2.0, float(difference == 0))
-    t = difference / math.sqrt(spread)
-    degrees = spread**2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return Comparison(difference, t, degrees, two_sided_p(t, degrees))
-
-
-def two_sided_p(t: float, degrees: float) -> float:
-    """P(|T| >= |t|) for Student's T, by Simpson's rule over its density
-
-        f(x) = c (1 + x^2 / v)^(-(v + 1) / 2),  c = Gamma((v + 1) / 2) / (sqrt(v pi) Gamma(v / 2)),
-
-    substituting x = sqrt(v) tan(u), which makes it c sqrt(v) cos(u)^(v - 1) on a bounded range of u.
-    """
-    end = math.atan(abs(t) / math.sqrt(degrees))
-    u = np.linspace(0.0, end, 2_001)
-    density = np.cos(u) ** (degrees - 1)
-    area = float(density[0] + density[-1] + 4 * density[1:-1:2].sum() + 2 * density[2:-1:2].sum()) * end / 2_000 / 3
-    constant = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-    return min(1.0, max(0.0, 1 - 2 * constant * area))
-
-
 def quoted(device: torch.device) -> list[Configuration]:
     """The configurations whose speed is quoted: whole iterations of one member, those of the GPU workload on CUDA.
 
     Not a single environment, which has no target and would train for an hour.
     """
-    names = ("gpu",) if device.type == "cuda" else ("iteration", "lookback")
+    names = ("gpu",) if device.type == "cuda" else ("iteration", "lookback", "transformer")
     own = [c for name in names for c in WORKLOADS[name].configurations]
     return [c for c in own if c.learner == "ours" and c.part == "iteration" and c.n_members == 1 and c.n_envs > 1]
 
@@ -143,8 +96,9 @@ def learning_results(
 
     Returns:
         a row each: name, status ("compared", or "reference": it differs in nothing from it), returns and
-        reference_returns (shares of the best), means, standard errors, Welch's t (None if infinite), degrees and p, and
-        whether the two are the same within noise, p >= 0.01.
+        reference_returns (shares of the best), means, standard errors; the mean difference with its interval, the
+        paired t (None if infinite), its degrees and p, since a seed gives both the same market, first weights and
+        noise; and whether the two are the same within noise, p >= 0.01: then the interval of 99% has 0 in it.
     """
     known: dict[str, list[float]] = {}
 
@@ -160,7 +114,7 @@ def learning_results(
         reference = reference_of(configuration)
         same = _key(reference) == _key(configuration)
         own, other = returns(configuration), returns(reference)
-        comparison = welch(own, other)
+        comparison = paired(own, other, 1 - LEAST_P)
         rows.append(
             {
                 "name": configuration.name,
@@ -172,7 +126,9 @@ def learning_results(
                 "reference_mean": statistics.fmean(other),
                 "reference_standard_error": statistics.stdev(other) / math.sqrt(len(other)),
                 "difference": comparison.difference,
-                "welch_t": comparison.t if math.isfinite(comparison.t) else None,
+                "difference_interval": list(comparison.interval),
+                "confidence": 1 - LEAST_P,
+                "paired_t": comparison.t if math.isfinite(comparison.t) else None,
                 "degrees": comparison.degrees,
                 "p": comparison.p,
                 "within_noise": comparison.p >= LEAST_P,
@@ -183,5 +139,6 @@ def learning_results(
 
 def _key(configuration: Configuration) -> str:
     """What a configuration trains, whatever it is called."""
-    options = sorted(configuration.env.items()), sorted(configuration.agent.items())
-    return repr((configuration.n_envs, configuration.horizon_len, *options))
+    parts = (configuration.env, configuration.agent, configuration.network)
+    sizes = configuration.n_envs, configuration.n_members, configuration.horizon_len
+    return repr((*sizes, *(sorted(options.items()) for options in parts)))

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from drl_agents.benchmark.race import wait_for
+from drl_agents.training.record import code_version
 
 PACKAGES = ("drl-agents", "torch", "numpy", "pandas", "gymnasium", "stable-baselines3", "sbx-rl", "jax", "flax")
 COPIED = 2**28  # bytes of the array whose copy shows the memory bandwidth: more than any cache holds
@@ -41,8 +42,9 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter; None for one that is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    """The code's version with its commit, and those of Python and the packages that matter; None for one that is not
+    installed."""
+    return {"code": code_version(), "python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(name: str) -> str | None:

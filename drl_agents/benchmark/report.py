@@ -120,7 +120,12 @@ def _learned(row: Mapping[str, Any]) -> str:
         return f"learning, {row['name']}: {own} of the best return; it is eager fp32 itself"
     other = f"{row['reference_mean']:.3f} +- {row['reference_standard_error']:.3f}"
     verdict = "the same within noise" if row["within_noise"] else "NOT the same"
-    return f"learning, {row['name']}: {own} of the best return, eager fp32 {other}, p = {row['p']:.3f}: {verdict}"
+    low, high = row["difference_interval"]
+    difference = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return (
+        f"learning, {row['name']}: {own} of the best return, eager fp32 {other}, difference by seed {difference}, "
+        f"p = {row['p']:.3f}: {verdict}"
+    )
 
 
 def workload_names() -> list[str]:

@@ -26,7 +26,7 @@ from drl_agents.evaluation.report import ReportPaths, write_report
 from drl_agents.search.config import TrialConfig
 from drl_agents.search.members import population_agent
 from drl_agents.search.memory import largest_config, plan_population
-from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload
+from drl_agents.search.objective import OBJECTIVE_NAME, OBJECTIVE_UNIT, Workload, market_env
 from drl_agents.search.progress import StudyProgress
 from drl_agents.search.results import best_trial
 from drl_agents.search.study import Study, StudyPlace, auto_population, kept_population, open_study, run_study
@@ -71,19 +71,23 @@ def run_main_job(
     batch = settings.folds_per_batch or -(-len(plan.folds) // 2)
     workload = Workload(
         market, tuple(plan.folds), env_name, settings.n_envs, settings.timesteps, batch, settings.seeds,
-        {"amp": settings.amp, "compile": settings.compile},
+        settings.agent_options(),
     )  # fmt: skip
     place = StudyPlace(settings.study_name, settings.logs / "studies" / settings.study_name, settings.storage)
     facts = data_facts(market, plan)
-    # One environment is built before the study is made, and an agent: what is wrong with them is told now.
+    # What trials train in is built before the study is made, and an agent, and the environment of a walk: what is wrong
+    # with them is told while the name is still free.
     config = TrialConfig(settings.env_options, {"network": settings.network}, workload.agent, settings.agent)
-    tried = walking_env(workload, config, plan.holdout, 1)
+    first = list(plan.folds[0].train)
+    tried = market_env(env_name, market, settings.n_envs, segments=first, **settings.env_options)
     population_agent(tried, [config], [settings.seed], market.device).check_env(tried)
+    walking_env(workload, config, plan.holdout, 1)
     most = settings.population or auto_population(workload, settings.n_trials)
     if settings.memory.given:
         settings, workload, most = within_memory(settings, workload, fixed, most)
     study = open_study(place, identity(market, plan, settings, env_name, batch))
-    population = settings.population or kept_population(study, most)
+    kept = kept_population(study, most)  # what was asked for, if it is the first to ask
+    population = settings.population or kept
     if settings.memory.given and population > most:
         raise InputError(f"the study trains {population} trials side by side, and {most} fit the memory budget")
     logger.info("Using Vectorized Environments: %d parallel envs", settings.n_envs)
@@ -156,12 +160,13 @@ def _judge(
     market = workload.market
     best = best_trial(study)
     progress.enter("refit", f"refitting trial {best.number} on all search bars, {settings.n_seeds} seeds")
+    registry = Registry(settings.logs)
     candidate = refit(
         study, place, workload, plan.search, plan.holdout,
         n_seeds=settings.n_seeds, seed=settings.seed, lineage={"data": data_facts(market, plan)},
+        looks=registry.looks,
     )  # fmt: skip
     progress.enter("judge", "judging on the held-out bars")
-    registry = Registry(settings.logs)
     verdict, deployed = judge_and_decide(registry, candidate, workload, settings.limits, settings.deploy)
     progress.enter("deploy", "deployed" if deployed else "decision recorded")
     progress.enter("paper", "paper-trading the held-out bars through the local broker")

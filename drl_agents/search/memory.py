@@ -19,7 +19,8 @@ from drl_agents.search.members import population_agent
 from drl_agents.search.objective import Workload, market_env
 from drl_agents.search.space import config_from, space_of
 from drl_agents.training.device import size_text
-from drl_agents.training.memory import HEADROOM, Sizes, measure
+from drl_agents.training.memory import Sizes, measure
+from drl_agents.training.memory_plan import HEADROOM
 from environments.errors import InputError
 
 FEW, MORE = 2, 4  # members of the populations that are measured

@@ -96,6 +96,7 @@ def train_members(
     config: TrialConfig | Sequence[TrialConfig],
     segments: Sequence[Sequence[tuple[int, int]]],
     seeds: Sequence[int],
+    rounds: int = 1,
 ) -> tuple[AgentBase, TrainResult]:
     """Train one member per entry of `segments`, each on its own segments with its own seed, side by side.
 
@@ -103,6 +104,7 @@ def train_members(
 
     Args:
         config: of all members, or one per member; then they may differ in what `search.members` names.
+        rounds: how often a population of this shape is trained; what is compiled for one serves the others.
 
     Raises:
         TrainingDiverged: of any member.
@@ -122,6 +124,7 @@ def train_members(
     spread_scheme(env, configs)
     agent = population_agent(env, configs, seeds, market.device)
     agent.policy.fit_normalizer(env)
+    agent.compiler.plan(rounds * workload.timesteps * members)
     return agent, train(agent, env, Budget(timesteps=workload.timesteps))
 
 
@@ -212,7 +215,8 @@ def _train_and_walk(workload: Workload, trials: Sequence[_Trial], first: int, fo
     """
     configs, own, seeds = zip(*(member for trial in trials for member in trial.members(folds)), strict=True)
     try:
-        agent, result = train_members(workload, configs, [fold.train for fold in own], seeds)
+        rounds = -(-len(workload.folds) // workload.folds_per_batch)
+        agent, result = train_members(workload, configs, [fold.train for fold in own], seeds, rounds)
     except TrainingDiverged as error:
         if len(trials) == 1:
             trials[0].end = TrialFailed(error)

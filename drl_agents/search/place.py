@@ -9,6 +9,7 @@ import base64
 import fcntl
 import hashlib
 import io
+import secrets
 import threading
 import warnings
 import zlib
@@ -69,6 +70,36 @@ class StudyPlace:
         """True when workers of other hosts may share the study."""
         return self.url is not None and self.url.get_backend_name() == "postgresql"
 
+    @property
+    def guard(self) -> Path:
+        """The file that is locked where the workers are of one host: beside the storage that they share, whatever
+        folder each writes its logs under."""
+        named = self.url.database if self.url is not None else self.storage
+        if not named or named == ":memory:":
+            return self.folder / "claim.guard"
+        path = Path(named).resolve()
+        return path.with_name(f"{path.name}.guard")
+
+    def keep_together(self, study: optuna.Study, new: bool) -> None:
+        """Mark the folder as the study's, or see that it is: beside a journal the trials' returns are files in it, and
+        workers of two folders would each miss the other's. A folder that was moved is still the study's.
+
+        Raises:
+            InputError: the study keeps them in another folder.
+        """
+        if self.url is not None:
+            return
+        path, known = self.folder / "study.key", study.user_attrs.get("key")
+        if known is None and new:
+            known = secrets.token_hex(8)
+            write_atomic(path, known)
+            study.set_user_attr("key", known)
+        if known is not None and (not path.is_file() or path.read_text(encoding="utf-8") != known):
+            raise InputError(
+                f"--logs: study {self.name!r} of {self.storage or self.folder} keeps its trials' returns in another "
+                f"folder than {self.folder}: give the --logs it was begun with, or a database as --storage"
+            )
+
     def open_storage(self) -> BaseStorage:
         """The storage, made if it is not there.
 
@@ -109,8 +140,9 @@ class StudyPlace:
         (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS).
         """
         if not self.many_hosts:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "claim.guard").open("w") as guard:
+            path = self.guard
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as guard:
                 fcntl.flock(guard, fcntl.LOCK_EX)
                 yield
             return

@@ -62,7 +62,7 @@ def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: 
 
     Raises:
         InputError: the name belongs to a study of something else; the message names the first field that differs.
-            Or the storage cannot be had.
+            Or the storage cannot be had, or a journal's study has its returns in another folder.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = place.open_storage()
@@ -76,9 +76,12 @@ def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: 
             study = optuna.load_study(study_name=place.name, storage=storage, **idle)
         else:
             study = optuna.create_study(study_name=place.name, storage=storage, direction="maximize", **idle)
+        begun = bool(study.get_trials(deepcopy=False))
+        place.keep_together(study, new=not begun)
         known = study.user_attrs
-        if study.get_trials(deepcopy=False):
+        if begun:
             known.setdefault("agent", agent_of(study))
+            known.setdefault("group_baseline", False)  # of a study made before there was one
         else:
             # New, or its maker died before it had written all.
             for key, value in {**identity, "objective": OBJECTIVE_NAME, "unit": OBJECTIVE_UNIT}.items():
@@ -86,11 +89,23 @@ def open_study(place: StudyPlace, identity: Mapping[str, Any], expect_existing: 
                     study.set_user_attr(key, value)
     for key, value in identity.items():
         if key in known and known[key] != value:
+            name, there, here = first_difference(key, known[key], value)
             raise InputError(
-                f"study {place.name!r} belongs to another search: its {key} is {known[key]!r}, here it is {value!r}; "
+                f"study {place.name!r} belongs to another search: its {name} is {there}, here it is {here}; "
                 f"take another --study-name"
             )
     return study
+
+
+def first_difference(name: str, there: Any, here: Any) -> tuple[str, str, str]:
+    """What differs in two values that differ, and each as text; of tables the first entry, by name, that does."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted({*there, *here}):
+            if key not in there or key not in here:
+                return key, *(repr(own[key]) if key in own else "not given" for own in (there, here))
+            if there[key] != here[key]:
+                return first_difference(key, there[key], here[key])
+    return name, repr(there), repr(here)
 
 
 def kept_population(study: optuna.Study, asked: int) -> int:

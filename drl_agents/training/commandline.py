@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,8 +163,8 @@ def run(
             print(f"error: {unboxed(told.getvalue())}", file=sys.stderr)
         raise
     output = getattr(parsed, "output", OutputOptions())
-    configure_logging(output)
     try:
+        configure_logging(output)
         status = main(parsed)
     except InputError as error:
         if output.verbose:
@@ -200,6 +201,22 @@ def unboxed(text: str) -> str:
     return "; ".join(" ".join(section) for section in sections)
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """A file that is to be written later can be: its folder is there or can be made, and takes a file of its name.
+
+    Raises:
+        InputError: a folder of that name, or the system's reason.
+    """
+    if path.is_dir():
+        raise InputError(f"{flag} {path}: a file is accepted, this is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # as it is written: beside it, then in its place
+            pass
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be written: {error.strerror}") from None
+
+
 def terminal(output: OutputOptions) -> Console | None:
     """Where a live display may go: the terminal, unless it is quiet or not one."""
     console = Console(stderr=True)
@@ -207,7 +224,11 @@ def terminal(output: OutputOptions) -> Console | None:
 
 
 def configure_logging(output: OutputOptions) -> None:
-    """Log to the terminal, and to `log_file` with times."""
+    """Log to the terminal, and to `log_file` with times.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     root = logging.getLogger()
     root.handlers.clear()
     level = logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO
@@ -220,8 +241,11 @@ def configure_logging(output: OutputOptions) -> None:
     shown.setLevel(level)
     root.addHandler(shown)
     if output.log_file is not None:
-        output.log_file.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(output.log_file, encoding="utf-8")
+        check_writable("--log-file", output.log_file)
+        try:
+            file = logging.FileHandler(output.log_file, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--log-file {output.log_file}: cannot be written: {error.strerror}") from None
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         file.setLevel(logging.INFO)
         root.addHandler(file)

@@ -1,4 +1,4 @@
-"""Ctrl-C that finishes the current trial instead of losing it."""
+"""Ctrl-C that finishes what is running instead of losing it."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 from types import FrameType, TracebackType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MESSAGE = "finishing the current trial, press Ctrl-C again to stop at once"
+MESSAGE = "finishing the trials that are running, press Ctrl-C again to stop at once"
 
 
 class Interrupt:
@@ -21,7 +21,7 @@ class Interrupt:
 
         with Interrupt() as interrupt:
             while not interrupt.requested:
-                run_one_trial()
+                run_trials()
     """
 
     def __init__(self, message: str = MESSAGE) -> None:

@@ -1,11 +1,17 @@
-"""How much memory a run takes, measured on small ones, and the sizes that fit a budget.
+"""How much memory a run takes, measured on small ones.
 
-An iteration has phases (building, rollout, advantages, learning), and its peak is the largest of theirs. The peak of a
-phase is, with N environments on C clocks, T steps and minibatches of m samples,
+An iteration has phases (building, rollout, advantages and in them an encoder's part, learning), and its peak is the
+largest of theirs. The peak of a phase is, with N environments on C clocks, T steps and minibatches of m samples,
 
     a + b N + c N T + d m  (+ e T C + f m C / N where environments share clocks)
 
-whose coefficients are fitted to the peaks of a few small iterations of the actual environment and agent.
+whose coefficients are fitted to the peaks of a few small iterations of the actual environment and agent. On the CPU an
+encoder embeds the bars that differ alone (`AgentPPO.seen`); the last two terms are then, with C = N where each
+environment has its own clock,
+
+    e u(T C) + f u(m C / N) + g C
+
+u(k) the different ones among k of the bars that can be seen; probes with half as many clocks tell f from d.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,26 +28,22 @@ from torch.profiler import ProfilerActivity, profile
 
 from drl_agents.agents.base import AgentBase
 from drl_agents.agents.off_policy import AgentOffPolicy
-from drl_agents.training.device import size_text
-from environments.errors import InputError
 from environments.vec_env import VecEnv
 
-HEADROOM = 1.1  # a prediction may be off by a tenth, and the budget must hold
-MAX_ENVS = 2**16
-MIN_ITERATIONS = 10  # fewer updates than this are no training, whatever fits
-MIN_HORIZON, MIN_BATCH = 16, 256
 _PROBE_ENVS = {"cuda": 512}
 _FEW_ENVS = 32
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What memory depends on. n_envs: N, all members together. amp: as in `PPOConfig`."""
+    """What memory depends on. n_envs: N, all members together. amp: as in `PPOConfig`. clock_groups: of a probe, clocks
+    of its environment; None: as the run's has them."""
 
     n_envs: int
     horizon_len: int
     num_minibatches: int
     amp: str = "off"
+    clock_groups: int | None = None
 
     @property
     def samples(self) -> int:
@@ -71,7 +74,7 @@ class Meter:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
     def phase(self, name: str) -> None:
-        """The phase `name` begins, and the one before it ends."""
+        """The phase `name` begins, or goes on, and the one before it ends."""
         self.stop()
         self._phase = name
         if self.device.type == "cuda":
@@ -85,21 +88,26 @@ class Meter:
         if self._phase is None:
             return
         if self.device.type == "cuda":
-            self.peaks[self._phase] = torch.cuda.max_memory_allocated(self.device)
+            peak = torch.cuda.max_memory_allocated(self.device)
         else:
             self._profile.stop()
             events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
             changes = np.array([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())], dtype=np.int64)
             levels = self._live + np.concatenate([[0], changes.cumsum()])
-            self.peaks[self._phase], self._live = int(levels.max()), int(levels[-1])
+            peak, self._live = int(levels.max()), int(levels[-1])
+        self.peaks[self._phase] = max(peak, self.peaks.get(self._phase, 0))
         self._phase = None
 
 
-def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
-    """Peak bytes of each phase of a iteration: building, rollout, advantages (of agents that have them), learning.
+def measure(build: Build, sizes: Sizes, device: torch.device, encoded: dict[str, int] | None = None) -> dict[str, int]:
+    """Peak bytes of each phase of a iteration: building, rollout, advantages (of agents that have them) and in them
+    encoding (of an encoder), learning.
 
     The replay of an off-policy agent is made, whole, and learnt from in the last. On CUDA also "reserved": what the
     allocator held for all of it and gives back only when told to (torch.cuda.memory_reserved).
+
+    Args:
+        encoded: is filled with the most windows that an encoder was given at once, in encoding and in learning.
     """
     gc.collect()
     if device.type == "cuda":
@@ -108,9 +116,31 @@ def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
     meter.phase("building")
     agent, env = build(sizes)
 
+    encoder = getattr(agent.policy, "encoder", None)
+    rows = {} if encoded is None else encoded
+    hooks = []
+
+    def before_encoder(module, inputs):
+        name = "learning" if learning else "encoding"
+        rows[name] = max(rows.get(name, 0), inputs[0].shape[1])
+        if not learning:
+            meter.phase("encoding")
+
+    def after_encoder(*call):
+        if not learning:
+            meter.phase("advantages")
+
+    learning = False
+
     def metered(rollout):
-        meter.phase("advantages")
+        nonlocal learning
+        # What an encoder takes is gone before the heads begin, and grows by another rule: a phase of its own.
+        meter.phase("advantages" if encoder is None else "encoding")
+        if encoder is not None:
+            hooks.extend((encoder.register_forward_pre_hook(before_encoder),
+                          encoder.register_forward_hook(after_encoder)))  # fmt: skip
         found = type(agent).advantages(agent, rollout)
+        learning = True
         meter.phase("learning")
         return found
 
@@ -124,6 +154,8 @@ def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
         meter.phase("learning")
     agent.update(rollout)
     meter.stop()
+    for hook in hooks:
+        hook.remove()
     env.close()
     peaks = dict(meter.peaks)
     if device.type == "cuda":
@@ -133,41 +165,71 @@ def measure(build: Build, sizes: Sizes, device: torch.device) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """The fitted formula of each phase. factor: what the allocator holds for each byte of tensors."""
+    """The fitted formula of each phase. seen: B of its last form, None where that does not apply. factor: what the
+    allocator holds for each byte of tensors."""
 
     coefficients: dict[str, np.ndarray]
     clock_groups: int | None
+    seen: int | None = None
     factor: float = 1.0
 
     @classmethod
-    def fit(cls, measured: Sequence[tuple[Sizes, dict[str, int]]], clock_groups: int | None) -> MemoryModel:
-        """Least squares over measured sizes; six in general position determine it."""
-        columns = np.array([_columns(sizes, clock_groups) for sizes, _ in measured])
-        scale = columns.max(0)
+    def fit(
+        cls,
+        measured: Sequence[tuple[Sizes, dict[str, int], dict[str, int]]],
+        clock_groups: int | None,
+        seen: int | None = None,
+    ) -> MemoryModel:
+        """Least squares over measured sizes; as many in general position as there are terms determine it.
+
+        Args:
+            measured: sizes, the phases' peaks, and what an encoder was given (of `measure`): how many different bars a
+                small rollout has is a matter of chance, and the formula is for what is not measured.
+        """
         found = {}
         for phase in measured[0][1]:
-            if phase != "reserved":
-                peaks = np.array([own[phase] for _, own in measured], dtype=np.float64)
-                found[phase] = np.linalg.lstsq(columns / scale, peaks, rcond=None)[0] / scale
-        largest = max((own for _, own in measured), key=lambda own: max(own.values()))
+            if phase == "reserved":
+                continue
+            columns = np.array([_columns(phase, sizes, clock_groups, seen, rows) for sizes, _, rows in measured])
+            scale = columns.max(0)
+            peaks = np.array([own[phase] for _, own, _ in measured], dtype=np.float64)
+            found[phase] = np.linalg.lstsq(columns / scale, peaks, rcond=None)[0] / scale
+        largest = max((own for _, own, _ in measured), key=lambda own: max(own.values()))
         tensors = max(value for phase, value in largest.items() if phase != "reserved")
-        return cls(found, clock_groups, max(1.0, largest.get("reserved", tensors) / tensors))
+        return cls(found, clock_groups, seen, max(1.0, largest.get("reserved", tensors) / tensors))
 
     def phases(self, sizes: Sizes) -> dict[str, float]:
         """Bytes of each phase's peak."""
-        columns = np.array(_columns(sizes, self.clock_groups))
-        return {phase: self.factor * float(own @ columns) for phase, own in self.coefficients.items()}
+        return {
+            phase: self.factor * float(own @ np.array(_columns(phase, sizes, self.clock_groups, self.seen, {})))
+            for phase, own in self.coefficients.items()
+        }
 
     def peak(self, sizes: Sizes) -> float:
         """Bytes of the largest."""
         return max(self.phases(sizes).values())
 
 
-def _columns(sizes: Sizes, clock_groups: int | None) -> list[float]:
-    own = [1.0, sizes.n_envs, sizes.samples, sizes.batch_size]
-    if clock_groups is not None:
-        own += [sizes.horizon_len * clock_groups, sizes.batch_size * clock_groups / sizes.n_envs]
+def _columns(
+    phase: str, sizes: Sizes, clock_groups: int | None, seen: int | None, encoded: dict[str, int]
+) -> list[float]:
+    own = [1.0, sizes.n_envs, sizes.samples]
+    clocks = sizes.clock_groups or clock_groups or sizes.n_envs
+    bars, part = sizes.horizon_len * clocks, sizes.batch_size * clocks / sizes.n_envs
+    if seen is None:
+        return [*own, sizes.batch_size, *([] if clock_groups is None else (bars, part))]
+    # An encoder's work is told from the rest by what each phase is made of: more terms would fit noise.
+    own.append(clocks)
+    if phase in ("encoding", "advantages"):
+        own.append(encoded.get("encoding", _different(bars, seen)))
+    if phase == "learning":
+        own += [sizes.batch_size, encoded.get("learning", _different(part, seen))]
     return own
+
+
+def _different(k: float, seen: int) -> float:
+    """How many different ones there are among k of `seen` bars, drawn with the same chance: B (1 - (1 - 1 / B)^k)."""
+    return -seen * float(np.expm1(k * np.log1p(-1 / seen)))
 
 
 class Footprint:
@@ -183,131 +245,78 @@ class Footprint:
     def __init__(self, build: Build, device: torch.device, n_bars: int = 0, clock_groups: int | None = None) -> None:
         self.build, self.device, self.n_bars, self.clock_groups = build, device, n_bars, clock_groups
         self._models: dict[tuple[bool, str], MemoryModel] = {}
-        self._warm = False
 
     def peak(self, sizes: Sizes) -> float:
         """Predicted peak bytes: on the CPU of the tensors a run adds to the market's, on CUDA of what is reserved."""
         table = self._table(sizes)
         key = (table, sizes.amp)
         if key not in self._models:
-            probes = self._probes(sizes, table)
-            if not self._warm:  # what a market computes once for all its environments is no part of a run
-                self.build(probes[0])[1].close()
-                self._warm = True
-            measured = [(own, measure(self.build, own, self.device)) for own in probes]
-            self._models[key] = MemoryModel.fit(measured, self.clock_groups)
+            seen = self._facts.seen  # built for before anything is measured: what a market computes once is of no run
+            measured = []
+            for own in self._probes(sizes, table):
+                rows: dict[str, int] = {}
+                measured.append((own, measure(self.build, own, self.device, rows), rows))
+            self._models[key] = MemoryModel.fit(measured, self.clock_groups, seen)
         return self._models[key].peak(sizes)
 
+    def most_minibatches(self, sizes: Sizes) -> int:
+        """The most that the agent accepts of a rollout of such sizes: a minibatch is made of whole sequences, one for
+        each clock, where the policy remembers, else of bars that were seen, and of two samples at least where
+        advantages are normalised. 0 where environments must share clocks and would not."""
+        facts, clocks = self._facts, sizes.clock_groups or self.clock_groups or sizes.n_envs
+        if facts.shares and clocks == sizes.n_envs:
+            return 0
+        if facts.remembers:
+            return clocks
+        bars = clocks * sizes.horizon_len
+        return bars // 2 if facts.pairs and clocks == sizes.n_envs else bars
+
+    @cached_property
+    def _facts(self) -> _Facts:
+        agent, env = self.build(Sizes(2 * (self.clock_groups or 1), 4, 1))
+        seen = None
+        if self.device.type == "cpu" and env.rows is not None and getattr(agent.policy, "encoder", None) is not None:
+            starts, stops = env.starts.starts, env.starts.stops
+            seen = int(sum(stop - starts[stops == stop].min() for stop in stops.unique()))
+        env.close()
+        own = agent.config
+        normalised, based = (getattr(own, name, False) for name in ("norm_adv", "group_baseline"))
+        return _Facts(seen, agent.policy.memory_size > 0, normalised, based)
+
     def _table(self, sizes: Sizes) -> bool:
-        clocks = self.clock_groups or sizes.n_envs
+        clocks = sizes.clock_groups or self.clock_groups or sizes.n_envs
         return self.n_bars <= 2 * sizes.horizon_len * clocks
 
     def _probes(self, sizes: Sizes, table: bool) -> list[Sizes]:
-        """Six small sizes on the same side of the choice of `market_table` as `sizes`, as far as there are any."""
-        unit = self.clock_groups or 1
+        """Small sizes on the same side of the choice of `market_table` as `sizes`, as far as there are any."""
+        unit, amp = self.clock_groups or 1, sizes.amp
         horizon, parts = max(sizes.horizon_len, 4), min(sizes.num_minibatches, 4)
         n = unit * 2 ** max(0, (_PROBE_ENVS.get(self.device.type, _FEW_ENVS) // unit).bit_length() - 1)
+        halved = self.clock_groups is None and self._facts.seen is not None
         if self.clock_groups is None:
-            while table and not self._table(Sizes(n, horizon // 2, parts)):
+            least = 2 if halved else 1
+            while table and not self._table(Sizes(n // least, horizon // 2, parts)):
                 n *= 2
-            while not table and n > 1 and self._table(Sizes(2 * n, horizon, parts)):
+            while not table and n > least and self._table(Sizes(2 * n, horizon, parts)):
                 n //= 2
-        grid = [Sizes(many, steps, parts, sizes.amp) for many in (n, 2 * n) for steps in (horizon // 2, horizon)]
-        return [*grid, *(Sizes(many, horizon, 2 * parts, sizes.amp) for many in (n, 2 * n))]
+        n = max(n, 2 * unit, 2 * parts if self._facts.remembers and self.clock_groups is None else 1)
+        # Of shared clocks the length alone decides on the side.
+        other = horizon // 2 if self._table(Sizes(n, horizon // 2, parts)) == table else 2 * horizon
+        grid = [Sizes(many, steps, parts, amp) for many in (n, 2 * n) for steps in (other, horizon)]
+        finer = [Sizes(many, horizon, 2 * parts, amp) for many in (n, 2 * n)]
+        found = [*grid, *finer]
+        if halved:
+            fewer = [replace(own, clock_groups=own.n_envs // 2) for own in (grid[1], grid[3], finer[1])]
+            found = [*grid, finer[1], *fewer]
+        return [own for own in found if own.num_minibatches <= self.most_minibatches(own)]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The sizes that were chosen. predicted: bytes at the peak; reason: one line, what was chosen and why."""
+class _Facts:
+    """What sizes mean to an agent. seen: bars that can be seen, where it embeds those that differ alone. remembers:
+    learns from whole sequences. pairs: of two samples at least. shares: of environments that share clocks alone."""
 
-    sizes: Sizes
-    predicted: float
-    reason: str
-
-
-def plan_sizes(
-    footprint: Footprint,
-    start: Sizes,
-    free: frozenset[str],
-    budget: tuple[float, str],
-    max_samples: int | None = None,
-    batch_size: int | None = None,
-    reduced: str | None = None,
-) -> Plan:
-    """The most environments (a power of two on each clock) whose run fits the budget, a tenth kept back.
-
-    Where not even the fewest fit: smaller minibatches, then the reduced precision, then a shorter rollout.
-
-    Args:
-        start: the sizes as given or by default.
-        free: the names among n_envs, horizon_len, num_minibatches, amp that may be changed.
-        budget: (bytes, where they come from), of `device.MemoryOptions.budget`.
-        max_samples: N * T to stay within, so that a budget of steps makes `MIN_ITERATIONS` iterations.
-        batch_size: samples of a minibatch; the number of minibatches then follows from the rest.
-        reduced: a precision that takes less memory, where the device has one.
-
-    Raises:
-        InputError: nothing fits; names the least and the budget.
-    """
-    limit, source = budget
-    unit = footprint.clock_groups or 1
-    counts = [start.n_envs]
-    if "n_envs" in free:
-        counts = [unit * 2**k for k in range(MAX_ENVS.bit_length()) if unit * 2**k <= MAX_ENVS][::-1] or [unit]
-    horizons = [start.horizon_len]
-    while "horizon_len" in free and horizons[-1] // 2 >= MIN_HORIZON:
-        horizons.append(horizons[-1] // 2)
-    parts = [1, 2, 4, 8, 16, 32, 64] if "num_minibatches" in free and batch_size is None else [1]
-    precisions = [start.amp, *([reduced] if reduced and "amp" in free and start.amp == "off" else [])]
-    least: tuple[float, Sizes] | None = None
-    for horizon in horizons:
-        for amp in precisions:
-            for part in parts:
-                for n_envs in counts:
-                    groups = footprint.clock_groups or n_envs
-                    if "n_envs" in free and max_samples and n_envs > unit and n_envs * horizon > max_samples:
-                        continue
-                    number = start.num_minibatches * part
-                    if batch_size is not None:
-                        if n_envs * horizon % batch_size or batch_size % (n_envs // groups):
-                            continue
-                        number = n_envs * horizon // batch_size
-                    sizes = Sizes(n_envs, horizon, number, amp)
-                    # Fewer samples than this train nothing: the next choice gives up more than it saves.
-                    if (part > 1 and sizes.batch_size < MIN_BATCH) or number > horizon * groups:
-                        continue
-                    found = footprint.peak(sizes)
-                    if least is None or found < least[0]:
-                        least = found, sizes
-                    if found * HEADROOM <= limit:
-                        return Plan(sizes, found, _reason(footprint, sizes, found, free, limit, source, max_samples))
-    if least is None:
-        raise InputError(
-            f"--batch-size {batch_size}: no number of environments that may be planned makes n_envs * n_steps "
-            f"(n_steps {start.horizon_len}) a multiple of it"
-            if batch_size is not None
-            else f"num_minibatches={start.num_minibatches} is too many for {start.samples} samples"
-        )
-    raise InputError(
-        f"memory: the least that could be planned takes {size_text(least[0])} and a tenth in reserve "
-        f"(n_envs {least[1].n_envs}, n_steps {least[1].horizon_len}), the budget is {size_text(limit)} ({source})"
-    )
-
-
-def _reason(
-    footprint: Footprint, sizes: Sizes, found: float, free: frozenset[str], limit: float, source: str, most: int | None
-) -> str:
-    why = "n_envs as given"
-    if "n_envs" in free:
-        twice = replace(sizes, n_envs=2 * sizes.n_envs)
-        if twice.n_envs > MAX_ENVS:
-            why = f"more than {MAX_ENVS} environments are not planned"
-        elif most is not None and twice.samples > most:
-            why = f"with more the steps would make fewer than {MIN_ITERATIONS} iterations"
-        else:
-            why = f"twice the environments would take {size_text(footprint.peak(twice))}"
-    precision = {"off": "float32"}.get(sizes.amp, sizes.amp)
-    return (
-        f"planned n_envs {sizes.n_envs}, n_steps {sizes.horizon_len}, batch size {sizes.batch_size:.0f}, {precision}: "
-        f"{size_text(found)} of {size_text(limit)} ({source}); {why}"
-    )
+    seen: int | None
+    remembers: bool
+    pairs: bool
+    shares: bool

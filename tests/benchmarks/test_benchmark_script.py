@@ -1,9 +1,8 @@
-"""scripts/benchmark.py as a whole, small; that peers do the same work; and the statistics it quotes."""
+"""scripts/benchmark.py as a whole, small; and that peers do the same work."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -14,22 +13,35 @@ import numpy as np
 import pytest
 import torch
 
-from drl_agents.agents.compilation import why_not
-from drl_agents.benchmark import learning
+from drl_agents.agents.compilation import WORTH_STEPS, why_not
 from drl_agents.benchmark.gpu_busy import covered
-from drl_agents.benchmark.learning import learned_return, learning_results, quoted, reference_of, two_sided_p, welch
 from drl_agents.benchmark.peers import PeerMissing, peer_competitor, sb3_vec_env
 from drl_agents.benchmark.plain_env import PlainMarketEnv
 from drl_agents.benchmark.race import Setup, Timing, run_race
 from drl_agents.benchmark.report import run_benchmark
 from drl_agents.benchmark.results import highest_rise, judged, table, target_value, workload_results
 from drl_agents.benchmark.work import Configuration, Work, build_agent, build_env
-from drl_agents.benchmark.workloads import EAGER, WORKLOADS, Target, trials_per_hour
+from drl_agents.benchmark.workloads import (
+    EAGER,
+    FOLDS,
+    OWN_FOLDS,
+    OWN_TRIALS,
+    TRIAL_ENVS,
+    TRIAL_STEPS,
+    TRIALS,
+    WORKLOADS,
+    Target,
+    trials_per_hour,
+)
+from drl_agents.evaluation.splits import combinatorial_purged
+from drl_agents.search.objective import Workload as Search
+from drl_agents.search.study import auto_population
 from drl_agents.training.commandline import run
+from drl_agents.training.record import code_version
 from environments.errors import InputError
 from environments.market_env import MarketVecEnv
 from environments.observation import build_observation
-from scripts import benchmark
+from scripts import benchmark, optimize
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Work(n_assets=3, n_bars=400, episode_length=50, hidden=(8,), samples=192)
@@ -64,6 +76,7 @@ def test_the_whole_script(tmp_path):
     }  # fmt: skip
     assert results["environment"]["GOMP_SPINCOUNT"] == "1000" and results["environment"]["threads"] == 1
     assert results["seeds"] == {"market": 1, "agent": 0, "learning": []} and results["learning"] is None
+    assert results["versions"]["code"] == code_version()
     assert results["versions"]["torch"] == torch.__version__ and results["versions"]["numpy"] == np.__version__
     assert {"cpu", "cores", "memory_gb", "load_average", "copy_gb_per_second"} <= set(results["machine"])
     assert results["machine"]["copy_gb_per_second"] > 0.1
@@ -97,6 +110,31 @@ def test_wrong_input_is_one_line(capsys):
         "error: workload 'iterations': accepted are iteration, parts, lookback, transformer, scaling, search, gpu, "
         "learning\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--threads", "0"], "--threads 0: at least 1 is needed"),
+        (["--repeats", "0"], "--repeats 0: at least 1 is needed"),
+        (["--seconds", "0"], "--seconds 0.0: more than 0 is needed"),
+        (["--limit", "-1"], "--limit -1.0: more than 0 is needed"),
+        (["--spin-count", "-1"], "--spin-count -1: at least 0 is needed"),
+        (["--seeds", "1"], "--seeds 1: at least 2 is needed"),
+        (["--out", "FOLDER"], "--out FOLDER: a file is accepted, this is a folder"),
+        (["--out", "FOLDER/file/results.json"], "--out FOLDER/file/results.json: cannot be written: "),
+        (["--log-file", "FOLDER"], "--log-file FOLDER: a file is accepted, this is a folder"),
+    ],
+)
+def test_what_would_lose_the_run_is_told_before_it(options, says, tmp_path, capsys, monkeypatch):
+    """In one line that names the flag; nothing is timed."""
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda *args, **more: pytest.fail("it ran"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as leaving:
+        run(benchmark.Options, benchmark.main, [option.replace("FOLDER", str(tmp_path)) for option in options])
+    told = capsys.readouterr()
+    assert leaving.value.code == 2 and told.out == "" and told.err.count("\n") == 1
+    assert told.err.startswith("error: " + says.replace("FOLDER", str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -307,61 +345,21 @@ def test_the_results_of_a_workload_as_a_table():
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
+def test_the_search_is_timed_as_optimize_would_run_it():
+    market = TINY.market()
+    folds = tuple(combinatorial_purged([(0, 400)], 5, 2, 1, 1, min_length=16))
+    options = optimize.Options(n_trials=TRIALS, n_envs=TRIAL_ENVS)
+    batch = -(-len(folds) // 2)  # as the main job halves them
+    load = Search(market, folds, "VectorizedCryptoEnvAlpaca", options.n_envs, TRIAL_STEPS, batch)
+    assert (len(folds), batch, auto_population(load, options.n_trials)) == (FOLDS, OWN_FOLDS, OWN_TRIALS)
+    # And it compiles: both halves of the folds are of one shape.
+    assert OWN_TRIALS * FOLDS * TRIAL_STEPS >= WORTH_STEPS
+
+
 def test_without_peers_their_targets_go_too():
     kept = WORKLOADS["iteration"].restricted([], peers=False)
     assert {c.learner for c in kept.configurations} == {"ours"} and kept.targets == ()
     assert {c.learner for c in WORKLOADS["iteration"].configurations} == {"ours", "sb3", "sbx"}
-
-
-# ---------------------------------------------------------------------------------------------- what is learned
-
-
-def test_welch_by_hand():
-    """Means 2 and 5, variances 1 and 4 of three and two values... as 1, 2, 3 and 3, 5, 7: t = -3 / sqrt(1/3 + 4/3)."""
-    result = welch([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])
-    assert result.difference == -3.0
-    assert result.t == pytest.approx(-3 / math.sqrt(5 / 3))
-    assert result.degrees == pytest.approx((5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2))
-    assert welch([1.0, 1.0], [1.0, 1.0]).p == 1.0
-    assert welch([1.0, 1.0], [2.0, 2.0]) == welch([1.0, 1.0], [2.0, 2.0])
-    assert welch([1.0, 1.0], [2.0, 2.0]).t == -math.inf and welch([1.0, 1.0], [2.0, 2.0]).p == 0.0
-
-
-@pytest.mark.parametrize(
-    "t,degrees,p",
-    [
-        (0.0, 5, 1.0),
-        (1.0, 1, 0.5),  # Cauchy: 1 - 2 atan(1) / pi
-        (-2.0, 2, 1 - 2 / math.sqrt(6)),  # two degrees: 1 - |t| / sqrt(2 + t^2)
-        (2.228139, 10, 0.05),  # tables of Student's t
-        (2.878440, 18, 0.01),
-        (12.706205, 1, 0.05),
-    ],
-)
-def test_students_t(t, degrees, p):
-    assert two_sided_p(t, degrees) == pytest.approx(p, abs=1e-6)
-
-
-def test_the_reference_is_the_same_work_done_eagerly():
-    fast = Configuration("fast", 64, env={"lookback": 4, "clock_groups": 8}, agent={"amp": "bf16"})
-    slow = reference_of(fast)
-    assert (slow.n_envs, slow.env, slow.agent) == (64, {"lookback": 4}, {"amp": "off", "compile": "off"})
-    names = {c.name for c in quoted(torch.device("cpu"))}
-    assert {"ours 12", "ours 64 bf16", "ours 2048 bf16 clock 64", "lookback 64"} <= names
-    assert not names & {"ours 1", "sb3 12", "environment 1024"}
-
-
-def test_what_is_learned_is_a_share_of_the_planted_edge(one_thread, monkeypatch):
-    """A little training earns a good part of it, none next to nothing; the reference itself is the same as itself."""
-    monkeypatch.setattr(learning, "END", learning.SPLIT + 800)  # a shorter walk
-    work, eager = Work(hidden=(16,), samples=2_048), Configuration("eager", 64, agent=EAGER)
-    assert abs(learned_return(eager, 1, work, iterations=0)) < 0.2
-    (row,) = learning_results([eager], [1, 2], work, 12, torch.device("cpu"))
-    assert row["status"] == "reference" and all(0.25 < share < 1.2 for share in row["returns"])
-    first, second = row["returns"]
-    assert row["mean"] == pytest.approx((first + second) / 2)
-    assert row["standard_error"] == pytest.approx(abs(first - second) / 2)
-    assert row["returns"] == row["reference_returns"] and row["welch_t"] == 0.0 and row["within_noise"]
 
 
 def test_costs_are_commission_alone():

@@ -137,7 +137,7 @@ def test_ctrl_c_finishes_the_trial_and_releases_the_lock(spawn, project):
     launcher.send_signal(signal.SIGINT)
     _, error = launcher.communicate(timeout=PATIENCE_S)
     assert launcher.returncode == 0
-    assert error.count("finishing the current trial") == 1
+    assert error.count("finishing the trials that are running") == 1
     assert saved(project) == {worker}
     assert not lock_of(project).path.exists()
     log = project / "logs" / "worker_vectorized.log"
@@ -255,7 +255,7 @@ def test_detached_run_outlives_its_launcher_and_writes_the_log(spawn, project):
     stop_run(run, finish_s=PATIENCE_S)
     assert saved(project) == {run.pid}
     text = (project / "logs" / "worker_vectorized.log").read_text()
-    assert text.startswith("ready\n") and "finishing the current trial" in text
+    assert text.startswith("ready\n") and "finishing the trials that are running" in text
 
 
 def test_detached_run_that_dies_at_once_is_reported(spawn, project):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from drl_agents.search.study import auto_population, open_study, run_study
 from environments.data.source import load_bars
 from environments.errors import InputError
 from environments.market import Market
-from tests.reference.study_worker import finish, let_go, start
+from tests.reference.study_worker import Workers, finish, let_go, workers_in
 
 IDENTITY = {"fingerprint": "abc", "holdout": [300, 400], "seed": 7}
 N_TRIALS = 12
@@ -324,6 +325,22 @@ def test_another_study_of_that_name_is_refused(tmp_path, field, value):
     assert open_study(place, IDENTITY).user_attrs[field] == IDENTITY[field]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward": "excess", "rules": {"A": {"increment": 0.1}}}, "its increment is 0.1, here it is 1;"),
+        ({"reward": "excess"}, "its rules is not given, here it is"),
+        ({"reward": "drawdown", "rules": {"A": {"increment": 1}}}, "its reward is 'drawdown', here it is 'excess';"),
+    ],
+)
+def test_of_the_environments_options_the_one_that_differs_is_named(tmp_path, options, message):
+    place = place_at(tmp_path)
+    open_study(place, {"env_options": options})
+    with pytest.raises(InputError, match=message) as refused:
+        open_study(place, {"env_options": {"reward": "excess", "rules": {"A": {"increment": 1}}}})
+    assert str(refused.value).count("excess") == (options["reward"] == "drawdown")
+
+
 def test_a_study_half_made_gets_the_rest_of_its_identity(tmp_path):
     place = place_at(tmp_path)
     open_study(place, {"fingerprint": "abc"})
@@ -425,9 +442,15 @@ def shared_out(study: optuna.Study, pids: set[int], size: int) -> None:
     assert len(owners) == 24 // size
 
 
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory) -> Iterator[Workers]:
+    with workers_in(tmp_path_factory.mktemp("workers")) as crew:
+        yield crew
+
+
 @pytest.mark.parametrize("size", [1, 4])
-def test_two_workers_share_the_trials(tmp_path, size):
-    workers = [start(tmp_path, size=size, n_trials=24) for _ in range(2)]
+def test_two_workers_share_the_trials(crew, tmp_path, size):
+    workers = [crew.start(tmp_path, size=size, n_trials=24) for _ in range(2)]
     let_go(*workers)
     finish(*workers)
     shared_out(open_study(place_at(tmp_path), {"seed": 7}), {w.pid for w in workers}, size)

@@ -133,6 +133,56 @@ def test_the_group_baseline_takes_off_what_the_others_had():
     assert_close(less_the_others(advantage, 3), torch.tensor(expected))
 
 
+def test_the_group_baseline_changes_what_is_learned_and_nothing_of_what_is_returned(market):
+    plain, based = (
+        build(market, 12, config=PPOConfig(horizon_len=32, group_baseline=on, update_epochs=1), clock_groups=4)
+        for on in (False, True)
+    )
+    rollouts = [agent.explore_env(env, 32) for agent, env in (plain, based)]
+    (own, returns, values), (less, same_returns, same_values) = (
+        agent.advantages(rollout) for (agent, _), rollout in zip((plain, based), rollouts, strict=True)
+    )
+    # Three neighbours of each step share a clock: (1, 32 * 12) is (T * clocks) of three.
+    assert_close(less, less_the_others(own, 3))
+    assert not torch.allclose(less, own)
+    assert torch.equal(returns, same_returns) and torch.equal(values, same_values)
+    for (agent, _), rollout in zip((plain, based), rollouts, strict=True):
+        agent.update(rollout)
+    assert not torch.allclose(plain[0].parameters.values, based[0].parameters.values, atol=1e-5)
+
+
+def test_the_group_baseline_leaves_the_expected_gradient_alone():
+    """Two actions, three samples of a step, all eight outcomes with their probabilities: the mean gradient of the loss
+    is minus d/dz [p r1 + (1 - p) r0] = -p (1 - p) (r1 - r0), p = sigmoid(z), and varies less than without."""
+    logit = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    reward, shared = torch.tensor([0.5, 2.0], dtype=torch.float64), 10.0
+    p = torch.sigmoid(logit).item()
+    means, spreads = [], []
+    for based in (False, True):
+        chances, slopes = [], []
+        for outcome in range(8):
+            action = torch.tensor([[outcome >> i & 1 for i in range(3)]])
+            log_prob = torch.nn.functional.logsigmoid(torch.where(action == 1, logit, -logit))
+            advantage = reward[action] + shared
+            advantage = less_the_others(advantage, 3) if based else advantage
+            rest = torch.zeros_like(advantage)
+            loss, _ = ppo_loss(log_prob, log_prob.detach(), rest, rest, advantage, rest, 0.2, 0.0, 0.0)
+            slopes.append(float(torch.autograd.grad(loss.sum(), logit)[0]))
+            chances.append(log_prob.sum().exp().item())
+        mean = sum(c * g for c, g in zip(chances, slopes, strict=True))
+        means.append(mean)
+        spreads.append(sum(c * (g - mean) ** 2 for c, g in zip(chances, slopes, strict=True)))
+    assert means == pytest.approx([-p * (1 - p) * 1.5] * 2, rel=1e-12)
+    assert spreads[1] < 0.1 * spreads[0]
+
+
+@pytest.mark.parametrize("clocks", [{}, {"clock_groups": 8}])
+def test_a_group_baseline_without_groups_is_refused(market, clocks):
+    agent, env = build(market, 8, config=PPOConfig(horizon_len=32, group_baseline=True), **clocks)
+    with pytest.raises(InputError, match="group_baseline .* accepted with fewer clock_groups than n_envs"):
+        agent.explore_env(env, 32)
+
+
 # -------------------------------------------------------------------------- compiled and in low precision
 
 
@@ -162,8 +212,13 @@ def test_unknown_precisions_and_compilers_are_refused(market):
             build(market, 8, config=PPOConfig(**wrong))
 
 
-def test_compiled_code_of_one_environment_is_not_run_for_another(market):
-    """Environments of the same shapes that differ in the function their reward is."""
+def test_compiled_code_of_one_environment_is_not_run_for_another(market, monkeypatch):
+    """Environments of the same shapes that differ in the function their reward is.
+
+    The guards tell them apart, whatever turns a graph into code: here nothing does, which takes no time.
+    """
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend="eager", **options))
     rewards = []
     for reward in ("excess", "log_return"):
         pair = [VectorizedCryptoEnvAlpaca(market, 4, reward=reward, seed=1) for _ in range(2)]

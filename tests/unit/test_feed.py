@@ -172,6 +172,24 @@ def test_bars_are_not_missing_because_nobody_answered():
     assert closes(feed.next_bar()) == [101, 201]
 
 
+@pytest.mark.parametrize("wrong", [3_600, -3_600])
+@pytest.mark.parametrize("when", [30, 61, 90])
+def test_a_clock_that_is_wrong_for_once_costs_no_bar(wrong, when):
+    """An hour ahead for five seconds, `when` seconds on: the bars of that hour are still to come."""
+    world = World()
+    since, until = (T0 + MINUTE + (when + more) * SECOND for more in (0, 5))
+
+    def now() -> int:
+        return world.now + wrong * SECOND * (since <= world.now < until)
+
+    feed = LiveFeed(world, Schedule("crypto", world.timeframe), 100, now, None, world.sleep)
+    feed.history()
+    for i in range(1, 5):
+        bar = feed.next_bar()
+        assert (bar.timestamp, closes(bar)) == (T0 + i * MINUTE, [100 + i, 200 + i])
+        assert (world.now - bar.timestamp - MINUTE) / SECOND < FIRST_POLL + 5.5
+
+
 def test_the_assembler_by_hand():
     bars = Assembler(WIRE, 10)
     bars.offer("A/USD", 30, values(3))

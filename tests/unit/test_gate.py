@@ -258,6 +258,12 @@ def test_reasons_hold_the_numbers_and_the_unit():
     }  # fmt: skip
 
 
+def test_a_median_of_one_seed_says_that_it_is_one():
+    alone = judged(seeds=[GOOD]).checks[2]
+    assert alone.name.startswith("median Sharpe ratio over seeds") and "of one seed, the candidate's own" in alone.unit
+    assert "of one seed" not in judged().checks[2].unit
+
+
 def test_every_look_at_the_same_bars_asks_for_more():
     """Dunn's rule: a p-value must be as many times smaller as models were judged on these bars."""
     evidence = Evidence(GOOD, LATE_GOOD, [GOOD], WEAK, WEAK, None, TRIALS, 1000, 0.1)

@@ -10,7 +10,8 @@ from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.networks.policy import PolicySpec
 from drl_agents.training import device as devices
 from drl_agents.training.device import GIB, MemoryOptions
-from drl_agents.training.memory import MAX_ENVS, Footprint, MemoryModel, Meter, Sizes, plan_sizes
+from drl_agents.training.memory import Footprint, MemoryModel, Meter, Sizes
+from drl_agents.training.memory_plan import MAX_ENVS, plan_sizes
 from drl_agents.training.trainer import Budget, train
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
@@ -48,7 +49,7 @@ def test_a_formula_is_recovered_from_six_sizes(groups):
         return int(own if groups is None else own + 60 * s.horizon_len * groups + 70 * s.batch_size * groups / s.n_envs)
 
     probes = [Sizes(n, t, 4) for n in (32, 64) for t in (64, 128)] + [Sizes(n, 128, 8) for n in (32, 64)]
-    model = MemoryModel.fit([(s, {"learning": peak(s), "rollout": 7}) for s in probes], groups)
+    model = MemoryModel.fit([(s, {"learning": peak(s), "rollout": 7}, {}) for s in probes], groups)
     for sizes in (Sizes(1024, 128, 4), Sizes(256, 512, 16)):
         assert model.phases(sizes) == pytest.approx({"learning": peak(sizes), "rollout": 7}, rel=1e-6)
         assert model.peak(sizes) == pytest.approx(peak(sizes), rel=1e-6)
@@ -57,13 +58,16 @@ def test_a_formula_is_recovered_from_six_sizes(groups):
 # ------------------------------------------------------------------------------------------ predictions
 
 
-def build(market: Market, groups: int | None):
+def build(market: Market, groups: int | None, lookback: int = 1, **network):
+    network = network or {"hidden": (32, 32)}
+
     def build(sizes: Sizes):
-        env = VectorizedCryptoEnvAlpaca(market, sizes.n_envs, episode_length=50, clock_groups=groups)
+        clocks = sizes.clock_groups or groups
+        env = VectorizedCryptoEnvAlpaca(market, sizes.n_envs, lookback=lookback, episode_length=50, clock_groups=clocks)
         config = PPOConfig(
             horizon_len=sizes.horizon_len, num_minibatches=sizes.num_minibatches, update_epochs=2, compile="off"
         )
-        agent = AgentPPO(PolicySpec.of(env, hidden=(32, 32)), config)
+        agent = AgentPPO(PolicySpec.of(env, **network), config)
         agent.policy.fit_normalizer(env)
         return agent, env
 
@@ -85,11 +89,17 @@ def measured(make, sizes: Sizes, iterations: int) -> int:
     return meter.peaks["run"]
 
 
-@pytest.mark.parametrize("groups", [None, 8], ids=["own clocks", "shared clocks"])
-def test_a_planned_run_takes_what_was_predicted(market, groups):
-    make = build(market, groups)
+TRANSFORMER = {"network": "transformer", "d_model": 16, "num_layers": 1, "n_heads": 2, "hidden": (16,), "lookback": 8}
+
+
+@pytest.mark.parametrize(
+    ("groups", "network", "budget"),
+    [(None, {}, 8), (8, {}, 8), (None, TRANSFORMER, 24), (8, TRANSFORMER, 24)],
+    ids=["own clocks", "shared clocks", "encoder", "encoder, shared clocks"],
+)
+def test_a_planned_run_takes_what_was_predicted(market, groups, network, budget):
+    make, budget = build(market, groups, **network), budget * 2**20
     footprint = Footprint(make, CPU, BARS, groups)
-    budget = 8 * 2**20
     plan = plan_sizes(footprint, Sizes(12, 32, 4), frozenset({"n_envs"}), (budget, "a test"))
     assert plan.predicted * 1.1 <= budget < 1.1 * footprint.peak(Sizes(2 * plan.sizes.n_envs, 32, 4))
     assert plan.sizes.samples >= 4 * 32 * 32, "no larger than what was measured"
@@ -105,6 +115,9 @@ class Linear:
     """A footprint by hand: 1 KiB per sample and 10 KiB per sample of a minibatch; half of both in bf16."""
 
     clock_groups: int | None = None
+
+    def most_minibatches(self, sizes: Sizes) -> int:
+        return sizes.samples // 2
 
     def peak(self, sizes: Sizes) -> float:
         return (sizes.samples + 10 * sizes.batch_size) * KIB * (0.5 if sizes.amp == "bf16" else 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,34 @@ def test_returns_are_kept_as_they_are(tmp_path, kind):
             other.load_returns(reader.trials[0])
     np.testing.assert_array_equal(where.load_returns(reader.trials[0]), RETURNS)
     assert np.isfinite(study_statistics(reader, where).trial_sharpes).all()
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_workers_of_one_storage_exclude_each_other_whatever_their_logs(tmp_path, kind, monkeypatch):
+    storage = {"journal": str(tmp_path / "x" / "j.log"), "sqlite": f"sqlite:///{tmp_path}/x/j.db"}[kind]
+    (tmp_path / "x").mkdir()
+    one, other = (StudyPlace("s", tmp_path / logs, storage) for logs in ("a", "b"))
+    with one.claiming(), other.guard.open("w") as guard, pytest.raises(BlockingIOError):
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    monkeypatch.chdir(tmp_path / "x")
+    if kind == "journal":
+        assert StudyPlace("s", tmp_path, "j.log").guard == one.guard
+    assert StudyPlace("s", tmp_path).guard.parent == tmp_path  # a journal of the folder's own
+
+
+def test_a_journals_study_has_one_folder_of_logs(tmp_path):
+    """Which may be moved; a database's may have as many as it has workers."""
+    storage = str(tmp_path / "j.log")
+    study = open_study(StudyPlace("s", tmp_path / "a", storage), {"seed": 1})
+    study.tell(study.ask(), 1.0)
+    with pytest.raises(InputError, match="--logs: study 's' .* in another folder than .*b: give the --logs") as refused:
+        open_study(StudyPlace("s", tmp_path / "b", storage), {"seed": 1})
+    assert "\n" not in str(refused.value) and not (tmp_path / "b").exists()
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert len(open_study(StudyPlace("s", tmp_path / "c", storage), {"seed": 1}).trials) == 1
+    base = f"sqlite:///{tmp_path / 'd.db'}"
+    for logs in ("a", "b"):
+        open_study(StudyPlace("s", tmp_path / logs, base), {"seed": 1})
 
 
 def test_a_lost_database_is_no_end_of_the_signs_of_life(monkeypatch):

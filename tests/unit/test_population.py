@@ -85,8 +85,8 @@ def build(
 
 
 def test_a_member_of_three_equals_the_same_alone(market):
-    updates = Budget(iterations=50)
     """Hyper-parameters, costs and reward weights are each member's own."""
+    updates = Budget(iterations=20)
     together, env = build(market, [0, 1, 2], COSTS, **OWN)
     start = together.parameters.values.clone()
     figures = train(together, env, updates).figures
@@ -161,7 +161,7 @@ def test_what_members_agree_in_stays_a_number(market):
 def test_early_stop_is_each_members_own(market):
     """Member 0 stops after its first pass over the samples, member 1 never, member 2 somewhere in between."""
     limits = (1e-6, 1e6, 2e-4)
-    updates, hyper = 20, {**OWN, "learning_rate": (1e-2, 3e-4, 3e-3)}
+    updates, hyper = 10, {**OWN, "learning_rate": (1e-2, 3e-4, 3e-3)}
     together, env = build(market, [0, 1, 2], **hyper, target_kl=limits)
     train(together, env, Budget(iterations=updates))
     steps = together.optimizer.count.flatten().tolist()

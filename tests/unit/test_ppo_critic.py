@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.networks.spec import PolicySpec
 from drl_agents.training.checkpoint import load_checkpoint, restore, save_checkpoint
+from drl_agents.training.trainer import Budget, train
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca
 from environments.data.source import load_bars
 from environments.errors import InputError
@@ -40,6 +41,23 @@ def test_two_optimisers_of_one_rate_are_one_where_nothing_is_clipped(market):
     )
     for name in one:
         assert_close(two[name], one[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("epochs", "phases"), [(0, ["rollout", "update"]), (1, ["rollout", "update", "critic"])])
+def test_the_critics_epochs_are_a_phase_of_their_own(market, epochs, phases):
+    """Told to the display, and timed."""
+    env = VectorizedCryptoEnvAlpaca(market, 8, episode_length=20)
+    config = PPOConfig(horizon_len=16, num_minibatches=2, critic_epochs=epochs)
+    agent = AgentPPO(PolicySpec.of(env, hidden=(16,)), config)
+    told, lines = [], []
+    train(
+        agent, env, Budget(iterations=2), on_phase=told.append,
+        on_iteration=lambda done, limit, figures: lines.append(figures),
+    )  # fmt: skip
+    assert told == 2 * phases
+    assert all({f"{name}_seconds" for name in phases} <= set(line) for line in lines)
+    agent.update(agent.explore_env(env, 16))
+    assert told == 2 * phases  # trained by hand, it tells the display of a run that is over nothing
 
 
 def test_each_has_its_own_norm_limit(market):

@@ -110,10 +110,12 @@ def test_trials_of_shac_are_one_population(market):
 def test_the_main_job_with_shac(market, tmp_path):
     settings = JobSettings(
         "small", n_trials=2, n_envs=2, timesteps=200, n_splits=3, test_groups=1, n_seeds=1, agent="shac",
-        logs=tmp_path, env_options={"episode_length": 60, "action": "weights"},
+        logs=tmp_path, env_options={"episode_length": 60, "action": "weights"}, population=2,
     )  # fmt: skip
     result = run_main_job(market, settings)
     assert result.complete and result.paper_difference <= 1e-6
+    kept = open_study(StudyPlace("small", tmp_path / "studies" / "small"), {}, expect_existing=True)
+    assert kept.user_attrs["population"] == 2  # a later run that leaves it open goes on with it
     bundle = load_bundle(result.candidate.bundle.folder)
     assert bundle.manifest["lineage"]["config"]["agent_name"] == "shac"
     with pytest.raises(InputError, match="its agent is 'shac', here it is 'ppo'"):

@@ -198,7 +198,7 @@ def test_an_iteration_never_waits_for_the_device():
     bars = load_bars("synthetic", options={"kind": "gbm", "n_bars": 500, "n_assets": 2}, seed=1)
     market = Market.from_bars(bars, "cuda")
     env = VectorizedCryptoEnvAlpaca(market, 64, episode_length=50)
-    # Random starts are drawn on the host, 128 steps at a time: shorter, so that a rollout without a refill is seen.
+    # Random starts are drawn 128 steps at a time: a shorter rollout, so that one without a refill is seen too.
     config = PPOConfig(horizon_len=16, num_minibatches=2, update_epochs=2, compile="off")
     agent = AgentPPO(PolicySpec.of(env, hidden=(32, 32)), config, device=market.device)
     agent.policy.fit_normalizer(env)
