@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +16,53 @@ from environments.timeframe import Timeframe
 
 Bar = tuple[float, float, float, float, float]  # open, high, low, close, volume
 START = pd.Timestamp("2021-03-01", tz="UTC")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# The files that take longest, the longest first, as `--durations=0` has them. Where workers share the files these are
+# handed out first, so that none is begun when the others are done. A name that is no longer right costs only time.
+LONGEST = (
+    "faults/test_kill_study.py",
+    "contracts/test_readme.py",
+    "faults/test_kill_trader.py",
+    "faults/test_trader_faults.py",
+    "learning/test_planted_edge.py",
+    "learning/test_classic.py",
+    "unit/test_properties.py",
+    "unit/test_factorised.py",
+    "regression/test_study_postgres.py",
+    "learning/test_gate_calibration.py",
+    "learning/test_networks_learn.py",
+    "benchmarks/test_throughput.py",
+    "faults/test_train_script.py",
+    "contracts/test_export.py",
+    "unit/test_population.py",
+    "unit/test_objective.py",
+    "learning/test_known_answers.py",
+    "learning/test_kin.py",
+    "faults/test_kill_training.py",
+    "unit/test_reference.py",
+    "contracts/test_dashboard_browser.py",
+    "unit/test_bootstrap.py",
+    "learning/test_shac_planted.py",
+    "unit/test_search_agents.py",
+    "regression/test_live_regimes.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are handed out in our order, not by their number of tests; a worker keeps to its own core."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+    if WORKER:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were."""
+    if WORKER:
+        place = {name: i for i, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(LONGEST)))
 
 
 def _market(

@@ -15,6 +15,14 @@ from environments.data.source import load_bars
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--n-trials", "2", "--timesteps", "400", "--n-seeds", "1", "--n-splits", "3", "--test-groups", "1"]
+# What is added to a command, by its script: the last of two options of one name counts.
+LESS = {
+    "scripts/optimize.py": SMALL,
+    "scripts/train.py": ["--iterations", "2"],
+    "scripts/paper_trade.py": ["--replay-bars", "60"],
+    "scripts/auto_replace_best.py": ["--n-seeds", "2"],
+    "scripts/backtest.py": ["--last-bars", "100"],
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -67,9 +75,7 @@ def test_every_command_runs(project):
             )
         else:
             assert command[0] == "python", command
-            small = SMALL if command[1] == "scripts/optimize.py" else []
-            small = ["--n-seeds", "1"] if command[1] == "scripts/auto_replace_best.py" else small
-            done = run([sys.executable, *command[1:], *small], project)
+            done = run([sys.executable, *command[1:], *LESS.get(command[1], [])], project)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     assert (project / "logs" / "studies" / "crypto_5m" / "report" / "report.png").stat().st_size > 10_000
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 import pytest
+
+from tests.reference.script_forks import ForkedScript, ScriptForks
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = (
@@ -23,7 +25,11 @@ JOB = (
 BATCHES = "--n-trials 4 --population 2 --seeds 2 --folds-per-batch 1".split()
 
 
-def start(logs: Path, *options: str) -> subprocess.Popen:
+Start = Callable[..., ForkedScript]
+
+
+def command(logs: Path, *options: str) -> subprocess.Popen:
+    """The plain command, in an interpreter of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "optimize.py"), *JOB, *options, "--logs", str(logs)],
@@ -35,12 +41,19 @@ def start(logs: Path, *options: str) -> subprocess.Popen:
     )
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Iterator[Start]:
+    """`start(logs, *options)`: the same in a fork of a process that has its imports."""
+    with ScriptForks("scripts/optimize.py", tmp_path_factory.mktemp("forks")) as forks:
+        yield lambda logs, *options: forks.start(*JOB, *options, "--logs", str(logs), cwd=logs.parent)
+
+
 def progress(logs: Path) -> dict:
     path = logs / "studies" / "s" / "progress.json"
     return json.loads(path.read_text()) if path.exists() else {"counts": {"running": 0}, "trials": []}
 
 
-def wait_for_trial(run: subprocess.Popen, logs: Path, number: int) -> None:
+def wait_for_trial(run: ForkedScript, logs: Path, number: int) -> None:
     """Until trial `number` is being trained."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -72,7 +85,7 @@ class Whole:
 
     def __init__(self, logs: Path, *options: str) -> None:
         logs.parent.mkdir(exist_ok=True)
-        self.logs, self.run = logs, start(logs, *options)
+        self.logs, self.run = logs, command(logs, *options)
 
     @cached_property
     def figures(self) -> dict:
@@ -94,7 +107,7 @@ def whole(tmp_path_factory) -> Iterator[Whole]:
         run.run.communicate()
 
 
-def finish(logs: Path, *options: str, n_trials: int = 3) -> dict:
+def finish(start: Start, logs: Path, *options: str, n_trials: int = 3) -> dict:
     run = start(logs, *options)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
@@ -103,7 +116,7 @@ def finish(logs: Path, *options: str, n_trials: int = 3) -> dict:
     return figures(logs)
 
 
-def test_killed_in_the_middle_of_a_trial(whole, tmp_path):
+def test_killed_in_the_middle_of_a_trial(start, whole, tmp_path):
     logs = tmp_path / "logs"
     run = start(logs)
     wait_for_trial(run, logs, 1)
@@ -111,10 +124,10 @@ def test_killed_in_the_middle_of_a_trial(whole, tmp_path):
     run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL
     assert progress(logs)["counts"]["running"] == 1
-    assert finish(logs) == whole.figures
+    assert finish(start, logs) == whole.figures
 
 
-def test_stopped_by_one_signal(whole, tmp_path):
+def test_stopped_by_one_signal(start, whole, tmp_path):
     """The trial in progress ends and is kept; the exit status says that there is more to do."""
     logs = tmp_path / "logs"
     run = start(logs)
@@ -128,10 +141,10 @@ def test_stopped_by_one_signal(whole, tmp_path):
     assert kept["state"] == "interrupted" and kept["counts"]["running"] == 0
     assert [t["number"] for t in kept["trials"]] == [0, 1]
     assert not (logs / "studies" / "s" / "bundle").exists()
-    assert finish(logs) == whole.figures
+    assert finish(start, logs) == whole.figures
 
 
-def test_stopped_by_two_signals(whole, tmp_path):
+def test_stopped_by_two_signals(start, whole, tmp_path):
     """At once: the trial is given up, goes back in the queue, and is the same when it is tried again."""
     logs = tmp_path / "logs"
     run = start(logs)
@@ -144,10 +157,10 @@ def test_stopped_by_two_signals(whole, tmp_path):
     assert err.rstrip().endswith("stopped") and "Traceback" not in err
     kept = progress(logs)
     assert kept["state"] == "interrupted" and sum(kept["counts"][k] for k in ("complete", "pruned", "failed")) == 1
-    assert finish(logs) == whole.figures
+    assert finish(start, logs) == whole.figures
 
 
-def test_killed_in_the_middle_of_a_batch(tmp_path):
+def test_killed_in_the_middle_of_a_batch(start, tmp_path):
     """All trials of the batch go back in the queue, and the study ends as the one that nothing interrupted."""
     undisturbed = Whole(tmp_path / "whole" / "logs", *BATCHES)
     logs = tmp_path / "logs"
@@ -158,7 +171,7 @@ def test_killed_in_the_middle_of_a_batch(tmp_path):
         run.communicate(timeout=60)
         kept = progress(logs)
         assert [t["number"] for t in kept["trials"] if t["state"] == "running"] == [2, 3]
-        assert finish(logs, *BATCHES, n_trials=4) == undisturbed.figures
+        assert finish(start, logs, *BATCHES, n_trials=4) == undisturbed.figures
     finally:
         undisturbed.run.kill()
         undisturbed.run.communicate()

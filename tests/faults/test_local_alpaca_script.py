@@ -76,6 +76,7 @@ def test_it_plays_the_bars_and_ends_with_ctrl_c(capsys):
         ("--faults lightning=0.1", "fault 'lightning': accepted are delay"),
         ("--faults delay=often", "--faults delay=often: a rate from 0 to 1 is accepted"),
         ("--partial-fill-share 2", "partial_fill_share=2.0: accepted are 0 to 1"),
+        ("--cash -5", "--cash -5.0: accepted are dollars > 0"),
         ("--port 70000", "port 70000: accepted are 0 to 65535"),
     ],
 )

@@ -36,7 +36,7 @@ def earned(seed: int) -> tuple[float, float]:
     config = PPOConfig(horizon_len=64, learning_rate=1e-3, gamma=0.9)
     agent = AgentPPO(PolicySpec.of(env, hidden=(64, 64)), config, (seed,))
     agent.policy.fit_normalizer(env)
-    train(agent, env, Budget(iterations=60))
+    train(agent, env, Budget(iterations=30))
 
     walk = VectorizedCryptoEnvAlpaca(market, 1, segments=[(SPLIT, END)], random_start=False, episode_length=None, **own)
     column = walk.features.names.index("signal")

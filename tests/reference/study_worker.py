@@ -1,15 +1,16 @@
 """A worker of a study as a process of its own, which trains nothing: how trials are shared out is in question.
 
-Run as a script with one JSON argument, the keywords of `start`.
+Run as a script with one JSON argument, the keywords of `Workers.start`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 
 from drl_agents.search import claims, place, study
 from drl_agents.search.objective import TrialOutcome
+from tests.reference.script_forks import ForkedScript, ScriptForks
 
 ROOT = Path(__file__).resolve().parents[2]
+GO = signal.SIGUSR1
 
 
 def scored(workload, configs, seeds, report) -> list[TrialOutcome]:
@@ -27,46 +30,58 @@ def scored(workload, configs, seeds, report) -> list[TrialOutcome]:
     return [TrialOutcome(np.array([v]), np.array([v, s]), 1, 1.0) for v, s in zip(values, seeds, strict=True)]
 
 
-def start(
-    folder: Path,
-    *,
-    size: int,
-    n_trials: int,
-    storage: str | None = None,
-    host: str | None = None,
-    hangs_at: int | None = None,
-) -> subprocess.Popen:
-    """A worker that says "ready", waits for a line, and says what `run_study` returned.
+class Workers:
+    """Starts workers: forks of `forks`, a process that has the imports of this file."""
 
-    Args:
-        host: the name it gives its host. hangs_at: in the batch with this ordinal it says "hangs" and does no more.
-    """
-    keywords = {
-        "folder": str(folder), "size": size, "n_trials": n_trials, "storage": storage, "host": host,
-        "hangs_at": hangs_at,
-    }  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, __file__, json.dumps(keywords)], env=environment, **pipes)
+    def __init__(self, forks: ScriptForks) -> None:
+        self.forks = forks
+
+    def start(
+        self,
+        folder: Path,
+        *,
+        size: int,
+        n_trials: int,
+        storage: str | None = None,
+        host: str | None = None,
+        hangs_at: int | None = None,
+    ) -> ForkedScript:
+        """A worker that says "ready", waits to be let go, and says what `run_study` returned.
+
+        Args:
+            host: the name it gives its host. hangs_at: in the batch with this ordinal it says "hangs" and does no more.
+        """
+        keywords = {
+            "folder": str(folder), "size": size, "n_trials": n_trials, "storage": storage, "host": host,
+            "hangs_at": hangs_at,
+        }  # fmt: skip
+        return self.forks.start(json.dumps(keywords), cwd=ROOT)
 
 
-def let_go(*workers: subprocess.Popen) -> None:
+@contextmanager
+def workers_in(folder: Path) -> Iterator[Workers]:
+    """folder: for what the workers say."""
+    with ScriptForks("tests/reference/study_worker.py", folder, late=()) as forks:
+        yield Workers(forks)
+
+
+def let_go(*workers: ForkedScript) -> None:
     """Start them at once."""
     for worker in workers:
-        assert worker.stdout.readline() == "ready\n", worker.stderr.read()
+        worker.wait_for("ready")
     for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
+        worker.send_signal(GO)
 
 
-def finish(*workers: subprocess.Popen) -> None:
+def finish(*workers: ForkedScript) -> None:
     """Wait for each to find the study complete."""
     for worker in workers:
         out, err = worker.communicate(timeout=100)
-        assert (worker.returncode, out) == (0, "True\n"), err
+        assert (worker.returncode, out) == (0, "ready\nTrue\n"), err
 
 
 def main(keywords: dict[str, Any]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [GO])
     if keywords["host"]:
         claims.socket.gethostname = lambda: keywords["host"]
         place.BEAT_S, place.SILENCE_S = 1, 3
@@ -83,7 +98,7 @@ def main(keywords: dict[str, Any]) -> None:
     where = place.StudyPlace("s", Path(keywords["folder"]), keywords["storage"])
     opened = study.open_study(where, {"seed": 7})
     print("ready", flush=True)
-    sys.stdin.readline()
+    signal.sigwait([GO])
     done = study.run_study(opened, where, None, n_trials=keywords["n_trials"], seed=7, population=keywords["size"])
     print(done, flush=True)
 

@@ -19,6 +19,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import requests
+import torch
+
+from drl_agents.deployment.bundle import load_bundle
+from drl_agents.deployment.venues import replaying
+from environments import files
+from environments.data.credentials import Secret
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -89,12 +97,6 @@ class WatchedConnection:
 
 def trade(task: dict[str, Any], bundle: Any) -> dict[str, Any]:
     """The child's life."""
-    import requests
-
-    from drl_agents.deployment.venues import replaying
-    from environments import files
-    from environments.data.credentials import Secret
-
     boundary = Boundaries(task.get("kill_at"))
     send, swap = requests.Session.send, os.replace
 
@@ -141,10 +143,6 @@ def forked(task: dict[str, Any], bundle: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    import torch
-
-    from drl_agents.deployment.bundle import load_bundle
-
     torch.set_num_threads(1)
     gc.disable()  # a collection in a child would copy every page it looks at
     gc.freeze()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -17,7 +16,7 @@ from drl_agents.search.place import StudyPlace
 from drl_agents.search.study import open_study, run_study
 from tests.reference import study_worker
 from tests.reference.postgres_server import Unavailable, server
-from tests.reference.study_worker import finish, let_go, start
+from tests.reference.study_worker import Workers, finish, let_go, workers_in
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `postgres`)")
 N_TRIALS, SIZE = 12, 3
@@ -30,6 +29,12 @@ def cluster() -> Iterator[str]:
             yield url
     except Unavailable as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory) -> Iterator[Workers]:
+    with workers_in(tmp_path_factory.mktemp("workers")) as crew:
+        yield crew
 
 
 @pytest.fixture
@@ -50,9 +55,11 @@ def told(study: optuna.Study, place: StudyPlace) -> list:
     return sorted(lines, key=lambda line: line[0])
 
 
-def test_two_hosts_share_the_trials_and_their_returns(database, tmp_path):
+def test_two_hosts_share_the_trials_and_their_returns(database, crew, tmp_path):
     folders = [tmp_path / name for name in ("a", "b")]
-    workers = [start(folder, size=SIZE, n_trials=N_TRIALS, storage=database, host=folder.name) for folder in folders]
+    workers = [
+        crew.start(folder, size=SIZE, n_trials=N_TRIALS, storage=database, host=folder.name) for folder in folders
+    ]
     let_go(*workers)
     finish(*workers)
     for folder in folders:  # each of them can refit: nothing of the other's disk is needed
@@ -69,17 +76,17 @@ def test_two_hosts_share_the_trials_and_their_returns(database, tmp_path):
         assert not (folder / "returns").exists()
 
 
-def test_a_host_that_dies_loses_its_batch_to_the_other(database, tmp_path, monkeypatch):
+def test_a_host_that_dies_loses_its_batch_to_the_other(database, crew, tmp_path, monkeypatch):
     """Killed in the middle of a batch: all of it is queued again, and the study ends as if nothing had been."""
     monkeypatch.setattr(study_module, "evaluate_batch", study_worker.scored)
     place = StudyPlace("s", tmp_path / "alone")
     alone = open_study(place, {"seed": 7})
     assert run_study(alone, place, None, n_trials=N_TRIALS, seed=7, population=SIZE)
 
-    doomed = start(Path(tmp_path / "a"), size=SIZE, n_trials=N_TRIALS, storage=database, host="a", hangs_at=4)
+    doomed = crew.start(tmp_path / "a", size=SIZE, n_trials=N_TRIALS, storage=database, host="a", hangs_at=4)
     let_go(doomed)
-    assert doomed.stdout.readline() == "hangs\n"
-    other = start(Path(tmp_path / "b"), size=SIZE, n_trials=2 * SIZE, storage=database, host="b")
+    doomed.wait_for("hangs")
+    other = crew.start(tmp_path / "b", size=SIZE, n_trials=2 * SIZE, storage=database, host="b")
     let_go(other)
     # The first batch is done and the second runs elsewhere: there is nothing to take while that host is heard of.
     shared = StudyPlace("s", tmp_path / "b", database)
@@ -93,7 +100,7 @@ def test_a_host_that_dies_loses_its_batch_to_the_other(database, tmp_path, monke
     finish(other)
     lost = [t for t in study.get_trials(deepcopy=False) if "requeued" in t.user_attrs]
     assert [t.user_attrs["ordinal"] for t in lost] == [3, 4, 5] and {t.user_attrs["host"] for t in lost} == {"a"}
-    last = start(Path(tmp_path / "b"), size=SIZE, n_trials=N_TRIALS, storage=database, host="b")
+    last = crew.start(tmp_path / "b", size=SIZE, n_trials=N_TRIALS, storage=database, host="b")
     let_go(last)
     finish(last)
     assert told(study, shared) == told(alone, place)
