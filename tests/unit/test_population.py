@@ -86,7 +86,7 @@ def build(
 
 def test_a_member_of_three_equals_the_same_alone(market):
     """Hyper-parameters, costs and reward weights are each member's own."""
-    updates = Budget(iterations=20)
+    updates = Budget(iterations=50)
     together, env = build(market, [0, 1, 2], COSTS, **OWN)
     start = together.parameters.values.clone()
     figures = train(together, env, updates).figures
