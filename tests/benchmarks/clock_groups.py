@@ -49,9 +49,7 @@ def training(arm: Configuration, market: Market, seeds: list[int], compile: str)
     """A population with a member for each seed, and the environments it learns in."""
     work = Work(commission_bps=0.0)
     options = {"episode_length": work.episode_length, **work.costs(), **OWN, **arm.env}
-    env = MarketVecEnv(
-        market, N_ENVS * len(seeds), n_members=len(seeds), segments=[(0, SPLIT)], seed=seeds, **options
-    )
+    env = MarketVecEnv(market, N_ENVS * len(seeds), n_members=len(seeds), segments=[(0, SPLIT)], seed=seeds, **options)
     compiled = Configuration(arm.name, arm.n_envs, agent={**arm.agent, "compile": compile})
     return build_agent(compiled, work, env, seeds, learning_rate=1e-3, gamma=0.9), env
 
@@ -89,7 +87,7 @@ def learning_curve(name: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def seconds_of_an_iteration() -> dict[str, list[float]]:
-    """CPU seconds of `TIMINGS` iterations of each arm, one agent alone, compiled, in turns; the first is not counted."""
+    """CPU seconds of `TIMINGS` iterations of each arm, one agent alone, compiled, in turns, after two not counted."""
     market = Market.from_bars(load_bars("synthetic", options=EDGE, seed=1))
     built = {name: training(arm, market, [0], "on") for name, arm in ARMS.items()}
     taken: dict[str, list[float]] = {name: [] for name in ARMS}
