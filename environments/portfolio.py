@@ -167,19 +167,18 @@ def match(
 
 
 def whole_shorts(size: Tensor, wanted: Tensor, held: Tensor, rules: RuleTensors) -> Tensor:
-    """(N, A) sizes >= 0 of which what is sold short, or bought back of it, is on the short increment, rounded down.
+    """(N, A) sizes >= 0 of which what is sold short, or bought back of it, is whole units, rounded down.
 
     Of a sell of q against a holding of l = max(held, 0) that is what is beyond l; of a buy against s = max(-held, 0) it
     is all of it, unless the order closes the position.
     """
-    step = rules.short_increment
-    if step is None:
+    if not rules.whole_short:
         return size
-    closing = torch.minimum(size, held.clamp(min=0))
+    covered = held + torch.copysign(size, wanted) >= 0
+    kept = torch.where(covered, size, held.clamp(min=0))
     # The difference of what is nearly the same is off by the rounding of the larger one, not by its own.
-    sold = closing + floor_to(size - closing + 4 * torch.finfo(size.dtype).eps * size, step)
-    bought = torch.where(size < -held, floor_to(size, step), size)
-    return torch.where(wanted < 0, sold, bought)
+    short = torch.add(size - kept, size, alpha=4 * torch.finfo(size.dtype).eps)
+    return straight_through(kept + torch.floor(short + _SLACK), size)
 
 
 def within_limit(

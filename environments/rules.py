@@ -127,8 +127,7 @@ class RuleTensors(NamedTuple):
     """The rules of A assets as tensors (A,), in the order of the market's symbols, and what the account may owe.
 
     remnant: share of an increment; a sale that would leave less than that sells all.
-    margin: the account's terms. short_increment: (A,) smallest step of what is sold short; None where it is the
-    increment's.
+    margin: the account's terms. whole_short: only whole units are sold short, although the increments are finer.
     """
 
     increment: Tensor
@@ -136,7 +135,7 @@ class RuleTensors(NamedTuple):
     min_notional: Tensor
     remnant: float = HALF
     margin: MarginTerms = CASH_ACCOUNT
-    short_increment: Tensor | None = None
+    whole_short: bool = False
 
 
 class RuleBook:
@@ -172,10 +171,8 @@ class RuleBook:
         rules = [self.rule(symbol) for symbol in symbols]
         columns = ("increment", "min_quantity", "min_notional")
         sizes = (torch.tensor([getattr(r, c) for r in rules], dtype=dtype, device=device) for c in columns)
-        short = None
-        if margin.shorting and any(r.increment % 1 for r in rules):
-            # "Fractional orders cannot be sold short": https://docs.alpaca.markets/docs/fractional-trading
-            short = torch.tensor([math.ceil(r.increment) for r in rules], dtype=dtype, device=device)
+        # "Fractional orders cannot be sold short": https://docs.alpaca.markets/docs/fractional-trading
+        short = margin.shorting and any(r.increment % 1 for r in rules)
         return RuleTensors(*sizes, WHOLE if fee_in == "received" else HALF, margin, short)
 
     def to_dict(self, symbols: Sequence[str]) -> dict[str, dict[str, float]]:

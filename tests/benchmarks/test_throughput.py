@@ -23,6 +23,7 @@ from environments.vec_env import VecEnv
 HORIZON = 64
 LEAST_SPEED_UP = 5.0
 MOST_FOR_FRICTIONS = 1.5
+MOST_ON_MARGIN = 1.75  # 1.4 before what is sold short was rounded to whole shares, 1.6 with it
 FREE = {"commission_bps": 25.0, "spread_bps": 0.0, "slippage_bps": 0.0, "impact_coef": 0.0}
 ALL = {"commission_bps": 25.0, "participation": 0.1}
 BORROWED = {"margin": 2.0, "shorting": True, "borrow_bps": 300.0, "margin_rate_bps": 600.0}
@@ -128,7 +129,8 @@ def test_frictions_cost_no_more_than_they_must(asset_class, own):
 
     for i in (0, 1):
         seconds(i)
-    ratios = sorted(seconds(1) / seconds(0) for _ in range(25))
-    print(f"{asset_class} {own}: ratio {statistics.median(ratios):.2f} ({ratios[5]:.2f} to {ratios[-6]:.2f})")
-    # The lower quartile: other work on the machine makes ratios larger far more often than smaller.
-    assert ratios[len(ratios) // 4] <= MOST_FOR_FRICTIONS, ratios
+    turns = [(seconds(0), seconds(1)) for _ in range(25)]
+    # The quickest of each: other work on the machine makes a turn longer, never shorter.
+    bare, full = (min(own) for own in zip(*turns, strict=True))
+    print(f"{asset_class} {own}: ratio {full / bare:.2f}, median {statistics.median(b / a for a, b in turns):.2f}")
+    assert full / bare <= (MOST_ON_MARGIN if "margin" in own else MOST_FOR_FRICTIONS), turns

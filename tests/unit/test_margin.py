@@ -126,7 +126,7 @@ def test_what_is_sold_short_is_whole_shares():
     3 are all, 4.5 are 3 and 1.5 to hold; 0.7 more sold is nothing."""
     book = RuleBook("stock")
     rule = book.tensors(["A"], torch.device("cpu"), torch.float64, SHORT)
-    assert rule.short_increment.tolist() == [1.0]
+    assert rule.whole_short
     price, able = f64([10.0]), torch.tensor([[True]])
     for shares, order, done in (
         (10.5, -12.9, -12.5), (10.5, -4.25, -4.25), (10.5, -10.5, -10.5), (10.5, -11.4, -10.5), (10.5, 0.3, 0.3),
@@ -137,8 +137,8 @@ def test_what_is_sold_short_is_whole_shares():
         assert to_orders(f64([order]), account, price, able, rule).item() == pytest.approx(done, abs=1.1e-9)
         assert trade(account, [order], [10.0], rule)[1].traded.item() == pytest.approx(done, abs=1.1e-9)
     whole = book.from_dict("stock", {"A": {"fractional": False}})
-    assert whole.tensors(["A"], torch.device("cpu"), torch.float64, SHORT).short_increment is None
-    assert book.tensors(["A"], torch.device("cpu"), torch.float64, MarginTerms(2.0)).short_increment is None
+    assert whole.tensors(["A"], torch.device("cpu"), torch.float64, SHORT).whole_short is False
+    assert book.tensors(["A"], torch.device("cpu"), torch.float64, MarginTerms(2.0)).whole_short is False
 
 
 def test_openings_scaled_to_the_limit_are_whole_where_they_are_short():

@@ -230,9 +230,9 @@ def test_a_trial_does_not_depend_on_its_batch(market, alone):
 def test_a_pruned_trial_leaves_and_the_others_stay_what_they_are(market, alone, monkeypatch):
     sizes, told = [], []
 
-    def counted(workload, configs, segments, seeds):
+    def counted(workload, configs, segments, seeds, rounds):
         sizes.append(len(segments))
-        return train_members(workload, configs, segments, seeds)
+        return train_members(workload, configs, segments, seeds, rounds)
 
     def report(trial, step, value):
         told.append((trial, step, value))
