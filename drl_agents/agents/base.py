@@ -27,6 +27,7 @@ from environments.observation import Observation
 from environments.vec_env import VecEnv
 
 _BLOCK = 2**24  # numbers of market windows that are embedded at a time
+_FEW = 64  # environments whose steps are too short to share out between threads
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,7 +109,7 @@ class AgentBase(ABC):
         if env.rows is not None:
             self.windows(env.rows)  # before anything is compiled: what is made once is not part of a step
         table = self.market_table(env, horizon_len)
-        explore = self.compiler(self._explore) if compiled else self._explore
+        explore = self.compiler(self._explore, serial=env.n_envs <= _FEW) if compiled else self._explore
         stride = horizon_len
         if compiled:  # an encoder, unrolled, would be compiled as many times over
             stride = 1 if self.policy.encoder is not None else steps_per_call(env.n_envs, horizon_len)

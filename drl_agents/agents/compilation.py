@@ -87,19 +87,22 @@ class Compiler:
                 logger.warning("running uncompiled: %s", reason)
             self.active = reason is None
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` compiled, or as it is."""
+    def __call__(self, function: Callable[..., Any], serial: bool = False) -> Callable[..., Any]:
+        """`function` compiled, or as it is. serial: its own loops run in one thread, where they are so short that to
+        wake a second one takes longer; what a library multiplies is the library's to divide."""
         if not self.active:
             return function
-        name = function.__qualname__
+        name = function.__qualname__ + (", serial" if serial else "")
         if name not in self._known:
-            self._known[name] = self._compiled(function, name)
+            self._known[name] = self._compiled(function, name, serial)
         return self._known[name]
 
-    def _compiled(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def _compiled(self, function: Callable[..., Any], name: str, serial: bool) -> Callable[..., Any]:
         torch._dynamo.config.trace_autograd_ops = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
-        compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"guard_filter_fn": _guards})
+        # What the size assertions would look at once more, the guards have looked at.
+        options = {"guard_filter_fn": _guards, "size_asserts": False} | ({"cpp.threads": 1} if serial else {})
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
         def run(*args: Any) -> Any:
             try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drl_agents.networks.distributions import distribution_for
 from drl_agents.networks.normalizer import FixedNormalizer, MarketWindows, state_normalizer
-from drl_agents.networks.population import MLP, affine, member_generators
+from drl_agents.networks.population import MLP, affine, member_generators, missing_lanes
 from drl_agents.networks.quantile import QuantileNormalizer
 from drl_agents.networks.spec import PolicySpec
 from drl_agents.networks.transformer import TransformerEncoder
@@ -163,7 +163,9 @@ class ActorCritic(nn.Module):
         if market.shape[1] != state.shape[1]:
             return self.heads(torch.bmm(market, weights[:, : market.shape[-1]]), state, *nets)
         # One window for each sample: one product of both parts is less work than two.
-        return self._rest(torch.bmm(torch.cat([market, with_one(state)], dim=-1), weights), nets)
+        seen = with_one(state, market)
+        weights = nn.functional.pad(weights, (0, 0, 0, seen.shape[-1] - weights.shape[1]))
+        return self._rest(torch.bmm(seen, weights), nets)
 
     def dense(self, x: Tensor, *nets: MLP) -> list[Tensor]:
         """`heads` of dense observations (P, n, L * R + K)."""
@@ -191,9 +193,17 @@ class ActorCritic(nn.Module):
         return log_prob, entropy, value.squeeze(-1)
 
 
-def with_one(state: Tensor) -> Tensor:
-    """(P, n, K) -> (P, n, K + 1): a last column of ones, by which a product adds the bias and sums its gradient."""
-    return torch.cat([state, torch.ones_like(state[..., :1])], dim=-1)
+def with_one(state: Tensor, market: Tensor | None = None) -> Tensor:
+    """(P, n, K) -> (P, n, K + 1): a last column of ones, by which a product adds the bias and sums its gradient.
+
+    With a market's share (P, n, E) before it, (P, n, E + K + 1), and behind it, where whole vector registers are faster,
+    columns of zeros up to those.
+    """
+    one = torch.ones_like(state[..., :1])
+    if market is None:
+        return torch.cat([state, one], dim=-1)
+    zeros = state.new_zeros(*state.shape[:-1], missing_lanes(market.shape[-1] + state.shape[-1] + 1, state.device))
+    return torch.cat([market, state, one, zeros], dim=-1)
 
 
 def first_weights(nets: Sequence[MLP]) -> Tensor:

@@ -54,10 +54,16 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return torch.baddbmm(bias.to(weight.dtype), x, weight)
     n_out = weight.shape[2]
-    if 1 < n_out < _LANES and x.device.type == "cpu":
+    if 1 < n_out < _LANES and (missing := missing_lanes(n_out, x.device)):
         # A product with ten columns takes three times as long as one with sixteen.
-        return torch.bmm(x, nn.functional.pad(weight, (0, _LANES - n_out)))[..., :n_out] + bias
+        return torch.bmm(x, nn.functional.pad(weight, (0, missing)))[..., :n_out] + bias
     return torch.bmm(x, weight) + bias  # the sum is fused with what comes next
+
+
+def missing_lanes(size: int, device: torch.device) -> int:
+    """Numbers that a row of `size` lacks to fill whole vector registers; 0 where what fills them is not worth writing:
+    uncompiled, or not on a CPU."""
+    return -size % _LANES if torch.compiler.is_compiling() and device.type == "cpu" else 0
 
 
 class PopulationLayerNorm(nn.Module):

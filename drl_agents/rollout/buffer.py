@@ -17,7 +17,7 @@ from environments.vec_env import Step, VecEnv
 class Rollout:
     """Buffers for `horizon_len` steps of an environment with C clocks (C = N unless environments share them).
 
-    bar (T + 1, C) int64 and state (T + 1, N, K): what was seen before each step, and after the last.
+    bar (T + 1, C) int32 and state (T + 1, N, K): what was seen before each step, and after the last.
     final_bar (T, C), final_state (T, N, K): the true successor of each step.
     action (T, N, ...), log_prob (T, N), reward (T, N), terminated and truncated (T, N) bool.
     memory (P, N / P, M): of a policy that remembers, before the first step; else None.
@@ -30,8 +30,8 @@ class Rollout:
         self._parts: dict[int, list[Rollout]] = {}
         self.memory: Tensor | None = None
         clocks = n // env.envs_per_clock
-        self.bar = None if env.rows is None else torch.zeros(t + 1, clocks, dtype=torch.int64, device=device)
-        self.final_bar = None if env.rows is None else torch.zeros(t, clocks, dtype=torch.int64, device=device)
+        self.bar = None if env.rows is None else torch.zeros(t + 1, clocks, dtype=torch.int32, device=device)
+        self.final_bar = None if env.rows is None else torch.zeros(t, clocks, dtype=torch.int32, device=device)
         self.state = torch.zeros(t + 1, n, k, device=device)
         self.final_state = torch.zeros(t, n, k, device=device)
         self.action = torch.zeros(t, n, *action_shape, dtype=action_dtype, device=device)
