@@ -6,6 +6,7 @@ An agent is a population of P members trained side by side; mostly P is 1.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from drl_agents.agents.compilation import Compiler
+from drl_agents.agents.graphs import Graphs, recorder_for
+from drl_agents.agents.precision import PRECISIONS, why_slow
 from drl_agents.networks.distributions import ActionDistribution
 from drl_agents.networks.normalizer import MAX_TABLE, MarketWindows
 from drl_agents.networks.player import Player
@@ -26,9 +29,10 @@ from environments.errors import InputError
 from environments.observation import Observation
 from environments.vec_env import VecEnv
 
+logger = logging.getLogger(__name__)
+
 _BLOCK = 2**24  # numbers of market windows that are embedded at a time
 _FEW = 64  # environments whose steps are too short to share out between threads
-PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class AgentBase(ABC):
@@ -39,6 +43,10 @@ class AgentBase(ABC):
         seeds: one per member.
         device: where the network lives.
         compiler: what compiles the agent's inner functions.
+        graphs: what launches them again without Python, on a GPU.
+        looks: whether the agent may look at values while it explores and learns. On the CPU that is free and can save
+            work; elsewhere the host would wait for the device.
+        recordable: exploring and learning keep to what `Graphs` asks.
         config: its hyper-parameters; a trainer reads `config.horizon_len`.
         progress: share of the training that is done, set by a trainer before every iteration.
         on_phase: called with the name of a part of an update that begins, such as "critic"; set by a trainer.
@@ -51,14 +59,19 @@ class AgentBase(ABC):
     policy: nn.Module
     distribution: ActionDistribution
     config: Any
+    recordable: bool = False
     progress: float = 0.0
     on_phase: Callable[[str], None] = staticmethod(lambda name: None)
 
     def __init__(self, seeds: Sequence[int], device: torch.device, amp: str = "off", compile: str = "off") -> None:
         if amp not in PRECISIONS:
             raise InputError(f"amp={amp!r}: accepted are {', '.join(PRECISIONS)}")
+        if reason := why_slow(device, amp):
+            logger.warning("amp=%s: %s", amp, reason)
         self.seeds, self.device, self.amp = tuple(seeds), device, amp
         self.compiler = Compiler(compile)
+        self.graphs = Graphs(recorder_for(device, compile) if self.recordable else None)
+        self.looks = device.type == "cpu"
         self.noise_generators = list(member_generators(seeds, stream=1, device=device))
         self._rollout: Rollout | None = None
         self._observation: Observation | None = None
@@ -103,26 +116,40 @@ class AgentBase(ABC):
             memory = self.policy.initial_memory(env.n_envs // self.n_members, self.noise_generators)
             if self._memory is not None:  # what is remembered, with this rollout's dropout
                 memory[..., : self.policy.memory_size] = self._memory[..., : self.policy.memory_size]
-            self._memory = rollout.memory = memory
+            self._memory = rollout.keep_memory(memory)
         draws = env.draws(horizon_len)
+        # Before anything is compiled or recorded: what is made once is not part of a step.
+        windows = None if env.rows is None else self.windows(env.rows)
+        given = (env, windows, rollout, self._observation, self._memory, noise, draws)
+        self._observation, self._memory = self.graphs(self._fill, *given) if env.pure else self._fill(*given)
+        return rollout
+
+    def _fill(
+        self,
+        env: VecEnv,
+        windows: MarketWindows | None,
+        rollout: Rollout,
+        observation: Observation,
+        memory: Tensor | None,
+        noise: Tensor,
+        draws: Tensor | None,
+    ) -> tuple[Observation, Tensor | None]:
+        """All steps of a rollout; returns what `_explore` does. windows: the market's, which a recording is of."""
+        steps = rollout.horizon_len
         compiled = self.compiler.active and env.pure
-        if env.rows is not None:
-            self.windows(env.rows)  # before anything is compiled: what is made once is not part of a step
-        table = self.market_table(env, horizon_len)
+        table = self.market_table(env, steps)
         explore = self.compiler(self._explore, serial=env.n_envs <= _FEW) if compiled else self._explore
-        stride = horizon_len
+        stride = steps
         if compiled:  # an encoder, unrolled, would be compiled as many times over
-            stride = 1 if self.policy.encoder is not None else steps_per_call(env.n_envs, horizon_len)
-        observation, memory = self._observation, self._memory
+            stride = 1 if self.policy.encoder is not None else steps_per_call(env.n_envs, steps)
         parts = rollout.parts(stride)
         own = [None] * len(parts) if draws is None else draws.split(stride)
         for part, drawn, draw in zip(parts, noise.split(stride), own, strict=True):
             # The last steps, if they do not fill a call, are not worth another compilation.
             run = explore if part.horizon_len == stride else self._explore
             observation, memory = run(env, part, observation, memory, table, drawn, draw)
-        rollout.put_observation(horizon_len, observation)
-        self._observation, self._memory = observation, memory
-        return rollout
+        rollout.put_observation(steps, observation)
+        return observation, memory
 
     def _begin(self, env: VecEnv, horizon_len: int) -> tuple[Rollout, Tensor]:
         """The rollout to be filled, and its noise (T, P, N / P, .); another environment than before is reset.

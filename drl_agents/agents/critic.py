@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from drl_agents.agents.sequences import memories
 from drl_agents.rollout.buffer import Rollout
@@ -13,20 +15,22 @@ if TYPE_CHECKING:
     from drl_agents.agents.ppo import AgentPPO, Batch
 
 
-def train_critic(agent: AgentPPO, rollout: Rollout, batch: Batch) -> None:
-    """`critic_epochs` passes of `num_minibatches` steps of the critic's own optimiser on vf_coef (V - R)^2 / 2.
+def train_critic(agent: AgentPPO, rollout: Rollout, batch: Batch, rate: Tensor, orders: Sequence[Tensor]) -> None:
+    """Passes of `num_minibatches` steps of the critic's own optimiser on vf_coef (V - R)^2 / 2.
 
     Nothing but the critic's own parameters learns: an encoder or a memory that it shares with the actor stays as it is.
+
+    Args:
+        rate: (P, 1) learning rates. orders: (P, slots), one for each pass.
     """
     config, policy, critic, hyper = agent.config, agent.policy, agent.policy.critic, agent.hyper
-    rate = agent.critic_rate()
     everyone = torch.ones_like(rate, dtype=torch.bool)
     parameters = list(critic.parameters())
     if batch.memory is not None:  # what the critic reads does not change any more
         with torch.no_grad():
             batch = batch._replace(state=memories(agent, rollout, rollout.horizon_len), bar=None)
-    for order in agent.orders(batch.slots, config.critic_epochs):
-        for index in order.to(agent.device).tensor_split(config.num_minibatches, dim=1):
+    for order in orders:
+        for index in order.tensor_split(config.num_minibatches, dim=1):
             state, returns = (agent.pick(batch, x, index) for x in (batch.state, batch.returns))
             with torch.enable_grad():
                 with agent.precision():

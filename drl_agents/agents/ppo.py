@@ -24,6 +24,8 @@ from drl_agents.rollout.returns import explained_variance, gae
 from environments.errors import InputError
 from environments.vec_env import VecEnv
 
+_PIECE = 4_096  # samples whose activations fit the caches of a CPU
+
 
 class Batch(NamedTuple):
     """The samples of a rollout by member, in slots that are shuffled: a slot's samples are neighbours in (P, n, ...).
@@ -52,6 +54,8 @@ class AgentPPO(AgentBase):
         config: hyper-parameters.
         seeds: one per member; a member depends on its own seed alone.
     """
+
+    recordable = True
 
     def __init__(
         self,
@@ -145,7 +149,7 @@ class AgentPPO(AgentBase):
         """
         if bar is None:
             return None, None
-        if self.policy.encoder is None or self.device.type != "cpu" or torch.compiler.is_compiling():
+        if self.policy.encoder is None or not self.looks or torch.compiler.is_compiling():
             return windows.at(bar), None
         found = [own.unique(return_inverse=True) for own in bar]
         bars = torch.nn.utils.rnn.pad_sequence([own for own, _ in found], batch_first=True)
@@ -160,9 +164,9 @@ class AgentPPO(AgentBase):
     def _final_values(self, rollout: Rollout) -> Tensor:
         """(T, N) values of the final observations of truncated episodes; elsewhere any number.
 
-        On the CPU only those are evaluated; elsewhere all are, since looking where they are would wait for the device.
+        Where it may look only those are evaluated, elsewhere all are.
         """
-        if self.device.type != "cpu":
+        if not self.looks:
             bar = None if rollout.final_bar is None else rollout.by_member(rollout.final_bar)
             windows = None if bar is None else self.windows(rollout.rows)
             value = self._values(windows, bar, rollout.by_member(rollout.final_state))
@@ -188,27 +192,49 @@ class AgentPPO(AgentBase):
         clock. A minibatch embeds its slots' bars, once each. Of a policy that remembers it is whole sequences; they are
         never compiled, since their loop over T would be unrolled into as many copies of its body.
         """
+        config = self.config
+        slots = rollout.horizon_len * rollout.n_envs // self.n_members // rollout.envs_per_clock
+        if self.policy.memory_size:
+            slots //= rollout.horizon_len
+        # A standard deviation needs two samples; a minibatch is made of whole slots.
+        alone = rollout.envs_per_clock * (rollout.horizon_len if self.policy.memory_size else 1) == 1
+        if slots < config.num_minibatches * (2 if config.norm_adv and alone else 1):
+            what = "sequences" if self.policy.memory_size else "bars"
+            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} {what} that were seen")
+        falling = 1 - self.progress if config.anneal_lr else 1.0
+        rates = self.hyper["learning_rate"] * falling, self.critic_rate() * falling
+        # All orders at once: a member must draw as often when it, or all members, stop early.
+        orders = self.orders(slots, config.update_epochs), self.orders(slots, config.critic_epochs)
+        windows = None if rollout.rows is None else self.windows(rollout.rows)
+        return self.graphs(self._learn, windows, rollout, *rates, *orders)
+
+    def _learn(
+        self,
+        windows: MarketWindows | None,
+        rollout: Rollout,
+        rate: Tensor,
+        critic_rate: Tensor,
+        orders: list[Tensor],
+        critic_orders: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """`update` at learning rates (P, 1), with an order (P, slots) for each epoch, the critic's own among them.
+
+        windows: the market's, which a recording is of.
+        """
         config, hyper, p = self.config, self.hyper, self.n_members
         advantage, returns, value = self.advantages(rollout)
         batch = self._batch(rollout, advantage, returns)
-        slots = batch.slots
-        # A standard deviation needs two samples; a minibatch is made of whole slots.
-        if slots < config.num_minibatches * (2 if config.norm_adv and batch.log_prob.shape[1] == slots else 1):
-            what = "sequences" if self.policy.memory_size else "bars"
-            raise InputError(f"num_minibatches={config.num_minibatches} is too many for {slots} {what} that were seen")
-        learning_rate = hyper["learning_rate"] * (1 - self.progress if config.anneal_lr else 1)
-        if self.critic_optimizer is not None:
-            learning_rate = torch.cat([learning_rate, self.critic_rate()], dim=1)
+        learning_rate = rate if self.critic_optimizer is None else torch.cat([rate, critic_rate], dim=1)
         active = torch.ones(p, 1, dtype=torch.bool, device=self.device)
         sums = torch.zeros(len(PARTS), p, device=self.device)
         weight = torch.zeros(p, device=self.device)
-        # All epochs' orders at once: a member must draw as often when it, or all members, stop early.
-        orders = self.orders(slots, config.update_epochs)
         compiled = self.compiler.active and not self.policy.memory_size
         minibatch = self.compiler(self._minibatch) if compiled else self._minibatch
+        if self._pieces(batch, batch.slots // config.num_minibatches) > 1:
+            minibatch = self._in_pieces
         for order in orders:
             epoch_kl = torch.zeros(p, device=self.device)
-            chunks = order.to(self.device).tensor_split(config.num_minibatches, dim=1)
+            chunks = order.tensor_split(config.num_minibatches, dim=1)
             for index in chunks:
                 parts = minibatch(batch, index, learning_rate, active)
                 live = active.squeeze(1)
@@ -217,13 +243,12 @@ class AgentPPO(AgentBase):
                 weight += live
                 epoch_kl += parts[PARTS.index("approx_kl")]
             active = active & (epoch_kl / len(chunks) <= hyper["target_kl"].squeeze(1)).unsqueeze(1)
-            # Asking costs a wait for the device; on the CPU it is free and ends the pass early.
-            if self.device.type == "cpu" and not bool(active.any()):
+            if self.looks and not bool(active.any()):
                 break
         after = None
         if config.critic_epochs:
             self.on_phase("critic")
-            train_critic(self, rollout, batch)
+            train_critic(self, rollout, batch, critic_rate, critic_orders)
             after = self._by_member(rollout, self._rollout_values(rollout)[0][:-1])
         if self.policy.state_normalizer is not None:
             # After the update: within it, observations must look as they did when the actions were chosen.
@@ -255,15 +280,16 @@ class AgentPPO(AgentBase):
     def orders(self, slots: int, epochs: int) -> list[Tensor]:
         """A random order (P, slots) for each epoch."""
         return [
-            torch.stack([torch.randperm(slots, generator=g, device=g.device) for g in self.shuffle_generators])
+            torch.stack([torch.randperm(slots, generator=g, device=g.device) for g in self.shuffle_generators]).to(
+                self.device
+            )
             for _ in range(epochs)
         ]
 
     def critic_rate(self) -> Tensor:
-        """(P, 1) the critic's learning rate in this update: the actor's unless it has its own."""
+        """(P, 1) the critic's learning rate: the actor's unless it has its own."""
         own = self.hyper["critic_learning_rate"]
-        own = torch.where(own.isinf(), self.hyper["learning_rate"], own)
-        return own * (1 - self.progress if self.config.anneal_lr else 1)
+        return torch.where(own.isinf(), self.hyper["learning_rate"], own)
 
     def pick(self, batch: Batch, x: Tensor, index: Tensor) -> Tensor:
         """(P, n, ...) -> (P, S * samples of a slot, ...), those of the slots `index` (P, S)."""
@@ -280,16 +306,46 @@ class AgentPPO(AgentBase):
 
     def _minibatch(self, batch: Batch, index: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
         """One gradient step on the slots `index` (P, S); returns (len(PARTS), P) figures."""
-        hyper, config = self.hyper, self.config
+        return self._descend(*self._gradient(batch, index, *self._moments(batch, index)), learning_rate, active)
+
+    def _in_pieces(self, batch: Batch, index: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
+        """`_minibatch` with the gradient summed over pieces of the slots, so that what lies between the layers of one
+        stays in the caches: the mean over all is the mean of the pieces' means, weighted by their sizes."""
+        gradient = self.compiler(self._gradient) if self.compiler.active else self._gradient
+        moments, sums = self._moments(batch, index), None
+        for piece in index.tensor_split(self._pieces(batch, index.shape[1]), dim=1):
+            own = [x * (piece.shape[1] / index.shape[1]) for x in gradient(batch, piece, *moments)]
+            sums = own if sums is None else [x.add_(y) for x, y in zip(sums, own, strict=True)]
+        return self._descend(*sums, learning_rate, active)
+
+    def _pieces(self, batch: Batch, slots: int) -> int:
+        """Into how many pieces a minibatch of `slots` falls: where it pays, the fewest equal ones of at most `_PIECE`
+        samples. On a GPU, and where an encoder looks for bars that are seen more than once, one."""
+        samples = slots * (batch.log_prob.shape[1] // batch.slots)
+        if not self.looks or batch.memory is not None or self.policy.encoder is not None or samples <= 2 * _PIECE:
+            return 1
+        least = -(-samples // _PIECE)
+        return next((k for k in range(least, 2 * least) if slots % k == 0), least)
+
+    @torch.no_grad()
+    def _moments(self, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What is taken off the advantages of the slots `index` (P, S), and what they are divided by: (P, 1) each."""
+        if not self.config.norm_adv:
+            return torch.zeros_like(batch.advantage[:, :1]), torch.ones_like(batch.advantage[:, :1])
+        advantage = self.pick(batch, batch.advantage, index)
+        return advantage.mean(1, keepdim=True), advantage.std(1, keepdim=True) + 1e-8
+
+    def _gradient(self, batch: Batch, index: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient (P, D) of the slots `index` (P, S), in float16 of the scaled loss, and the figures of PARTS that
+        come with it, (number, P). mean, spread: of `_moments`."""
+        hyper = self.hyper
 
         def pick(x: Tensor) -> Tensor:
             return self.pick(batch, x, index)
 
         seen, where = self.seen(batch.windows, self.pick_bars(batch, index))
         sequence = () if batch.memory is None else (pick(batch.memory), pick(batch.begins))
-        advantage = pick(batch.advantage)
-        if config.norm_adv:
-            advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
+        advantage = (pick(batch.advantage) - mean) / spread
         views = {name: view.requires_grad_() for name, view in self.parameters.views().items()}
         with torch.enable_grad():
             with self.precision():
@@ -303,12 +359,15 @@ class AgentPPO(AgentBase):
             if self.loss_scale is not None:
                 loss = loss * self.loss_scale.scale
             grads = self.parameters.flatten(torch.autograd.grad(loss.sum(), list(views.values())))
-        with torch.no_grad():
-            if self.loss_scale is not None:
-                grads = self.loss_scale.unscale(grads)
-            norm = self._step(grads, learning_rate, active).squeeze(1)
-        parts |= {"grad_norm": norm, "skipped_updates": (~norm.isfinite()).float()}
-        return torch.stack([parts[name] for name in PARTS])
+        return grads, torch.stack([parts[name] for name in PARTS if name in parts])
+
+    @torch.no_grad()
+    def _descend(self, grads: Tensor, parts: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
+        """A step down `grads`; returns the (len(PARTS), P) figures, of which `parts` are the first."""
+        if self.loss_scale is not None:
+            grads = self.loss_scale.unscale(grads)
+        norm = self._step(grads, learning_rate, active).squeeze(1)
+        return torch.cat([parts, torch.stack([norm, (~norm.isfinite()).float()])])
 
     def _step(self, grads: Tensor, learning_rate: Tensor, active: Tensor) -> Tensor:
         """One step of the optimiser, or of both at rates (P, 2); the norm (P, 1) of all gradients before clipping."""

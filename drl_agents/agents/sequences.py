@@ -32,19 +32,20 @@ def sequence_values(agent: AgentBase, rollout: Rollout) -> tuple[Tensor, Tensor]
     """The critic's values: (T + 1, N) of what is seen before each step and after the last, and (T, N) of the final
     observations of truncated episodes, elsewhere any number.
 
-    On the CPU those of steps at which an episode was truncated alone, elsewhere of all, since looking would wait.
+    Where the agent may look, those of steps at which an episode was truncated alone, elsewhere of all.
     """
     policy, steps = agent.policy, rollout.horizon_len
     after = memories(agent, rollout, steps + 1)
     with agent.precision():
         value = policy.heads(None, after, policy.critic)[0].squeeze(-1)
     after = rollout.sequences_by_time(after, steps + 1)[:-1]
+    which: slice | Tensor = slice(None)
+    if agent.looks:
+        which = rollout.truncated.any(1).nonzero().squeeze(1)
     final = torch.zeros_like(rollout.reward)
-    some = torch.ones(steps, dtype=torch.bool) if agent.device.type != "cpu" else rollout.truncated.any(1)
-    if bool(some.any()):
-        which = some.nonzero().squeeze(1).to(agent.device)
-        count = which.numel()
-        kept = rollout.by_member(after[which])
+    kept = after[which]
+    if count := kept.shape[0]:
+        kept = rollout.by_member(kept)
         factors = rollout.memory[..., policy.memory_size :]
         kept = torch.cat([kept, factors.repeat(1, count, 1)], dim=-1)
         market = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from drl_agents.agents.precision import why_slow
 from drl_agents.benchmark.paired import paired
 from drl_agents.benchmark.work import Configuration, Work, build_agent
 from drl_agents.benchmark.workloads import EAGER, WORKLOADS
@@ -95,7 +96,8 @@ def learning_results(
     """Each configuration's returns over `seeds` (two at least) beside those of its reference.
 
     Returns:
-        a row each: name, status ("compared", or "reference": it differs in nothing from it), returns and
+        a row each: name, status ("compared"; "reference": it differs in nothing from it; "missing": the machine lacks
+        what it needs, the reason is all that follows), returns and
         reference_returns (shares of the best), means, standard errors; the mean difference with its interval, the
         paired t (None if infinite), its degrees and p, since a seed gives both the same market, first weights and
         noise; and whether the two are the same within noise, p >= 0.01: then the interval of 99% has 0 in it.
@@ -111,6 +113,9 @@ def learning_results(
 
     rows = []
     for configuration in configurations:
+        if reason := why_slow(device, configuration.agent.get("amp", "off")):
+            rows.append({"name": configuration.name, "status": "missing", "reason": reason})
+            continue
         reference = reference_of(configuration)
         same = _key(reference) == _key(configuration)
         own, other = returns(configuration), returns(reference)

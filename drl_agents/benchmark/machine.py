@@ -28,6 +28,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     """Processor, memory, accelerator and their copy bandwidth, load at the time, and operating system."""
     facts = {
         "cpu": cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cpu_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average": list(os.getloadavg()),

@@ -27,7 +27,7 @@ from drl_agents.benchmark.competitors import Competitor, our_competitor
 from drl_agents.benchmark.gpu_busy import busy_share
 from drl_agents.benchmark.operations import iteration_operations
 from drl_agents.benchmark.peers import PeerMissing, peer_competitor
-from drl_agents.benchmark.work import Configuration, Work
+from drl_agents.benchmark.work import Configuration, HardwareMissing, Work
 from drl_agents.training.device import pick_device, tune
 from environments.errors import InputError
 
@@ -65,8 +65,8 @@ class Setup:
 class Timing:
     """What a competitor did.
 
-    status: "timed", "missing" (a package is not installed) or "failed"; reason: why, if not timed. compiled: whether
-    torch.compile was used, of ours with a network.
+    status: "timed", "missing" (the machine lacks a package, or instructions, that it needs) or "failed"; reason:
+    why, if not timed. compiled: whether torch.compile was used, of ours with a network.
     steps: environment steps of one call. calls: calls of one timing. seconds: of each timing.
     first_call_seconds: of the call before all, compilation included. memory_mb: the highest resident memory of the
     process above what it held before anything was built; on CUDA the highest memory torch reserved on the device.
@@ -200,8 +200,8 @@ def _serve(pipe: Connection, configuration: Configuration, work: Work, setup: Se
         _answer_all(pipe, configuration, work, setup)
     except (EOFError, BrokenPipeError):
         return
-    except (InputError, PeerMissing) as error:
-        pipe.send(("missing" if isinstance(error, PeerMissing) else "failed", str(error)))
+    except (InputError, PeerMissing, HardwareMissing) as error:
+        pipe.send(("failed" if isinstance(error, InputError) else "missing", str(error)))
     except Exception as error:
         traceback.print_exc()
         line = (str(error).strip() or "no message").splitlines()[0]
@@ -217,6 +217,7 @@ def _answer_all(pipe: Connection, configuration: Configuration, work: Work, setu
     market = work.market(device)
     competitor = make(configuration, work, market)
     first = _seconds(competitor, 1, device)
+    _seconds(competitor, 1, device)  # on a GPU recorded in this call, and launched from the next on
     calls = max(1, round(setup.seconds / _seconds(competitor, 1, device)))
     pipe.send(("timed", (first, calls, competitor.compiled)))
     while True:

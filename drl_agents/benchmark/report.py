@@ -115,6 +115,8 @@ def as_text(results: Mapping[str, Any]) -> str:
 
 
 def _learned(row: Mapping[str, Any]) -> str:
+    if row["status"] == "missing":
+        return f"learning, {row['name']}: missing, {row['reason']}"
     own = f"{row['mean']:.3f} +- {row['standard_error']:.3f}"
     if row["status"] == "reference":
         return f"learning, {row['name']}: {own} of the best return; it is eager fp32 itself"

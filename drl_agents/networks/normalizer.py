@@ -80,24 +80,35 @@ def state_normalizer(kind: str, n_members: int, size: int) -> FixedNormalizer:
 class MarketWindows:
     """What the networks read of a market: rows (B, R) normalised by each member's statistics, once per bar.
 
+    Members with the same statistics, such as those of one fold in every trial and with every seed, share their rows.
+
     Args:
         rows: (B, R), NaN where unknown. lookback: L. normalizer: (P, n, k * R) -> the same, unknown -> 0.
+
+    Attributes:
+        table: (kinds of statistics, B, R) normalised rows, None where that is too large. kind: (P, 1) each member's.
     """
 
     def __init__(self, rows: Tensor, lookback: int, normalizer: nn.Module, n_members: int) -> None:
         self.rows, self.lookback, self.normalizer = rows, lookback, normalizer
-        self.n_members, self.table = n_members, None
-        if n_members * rows.numel() <= MAX_TABLE:
+        self.table = None
+        statistics = torch.cat([own.flatten(1) for own in normalizer.buffers()], dim=1)
+        kinds, kind = statistics.unique(dim=0, return_inverse=True)
+        self.kind = kind.view(n_members, 1)
+        if len(kinds) * rows.numel() <= MAX_TABLE:
+            # The first member of each kind.
+            first = torch.full((len(kinds),), n_members, device=rows.device)
+            first.scatter_reduce_(0, kind, torch.arange(n_members, device=rows.device), "amin")
+            own = {name: value[first] for name, value in normalizer.named_buffers()}
             with torch.no_grad():
-                self.table = normalizer(rows.expand(n_members, -1, -1))
+                self.table = torch.func.functional_call(normalizer, own, (rows.expand(len(kinds), -1, -1),))
 
     def at(self, bar: Tensor) -> Tensor:
         """(P, m, L * R) the windows that end with each member's bars (P, m), oldest first."""
         if self.table is None:
             return self.normalizer(market_window(self.rows, bar, self.lookback))
-        member = torch.arange(self.n_members, device=bar.device).unsqueeze(1)
         if self.lookback == 1:
-            return self.table[member, bar]
+            return self.table[self.kind, bar]
         index = bar.unsqueeze(-1) + torch.arange(1 - self.lookback, 1, device=bar.device)
-        window = self.table[member.unsqueeze(-1), index.clamp(min=0)]
+        window = self.table[self.kind.unsqueeze(-1), index.clamp(min=0)]
         return (window * (index >= 0).unsqueeze(-1)).flatten(-2)

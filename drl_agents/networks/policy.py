@@ -196,8 +196,8 @@ class ActorCritic(nn.Module):
 def with_one(state: Tensor, market: Tensor | None = None) -> Tensor:
     """(P, n, K) -> (P, n, K + 1): a last column of ones, by which a product adds the bias and sums its gradient.
 
-    With a market's share (P, n, E) before it, (P, n, E + K + 1), and behind it, where whole vector registers are faster,
-    columns of zeros up to those.
+    With a market's share (P, n, E) before it (P, n, E + K + 1), and behind it, where whole vector registers are faster,
+    columns of zeros.
     """
     one = torch.ones_like(state[..., :1])
     if market is None:

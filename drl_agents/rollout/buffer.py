@@ -57,6 +57,12 @@ class Rollout:
         own.horizon_len = steps.stop - steps.start
         return own
 
+    def keep_memory(self, memory: Tensor) -> Tensor:
+        """`memory` as it was before the first step, in a buffer that stays where it is."""
+        if self.memory is None:
+            self.memory = torch.empty_like(memory)
+        return self.memory.copy_(memory)
+
     def put_observation(self, t: int, observation: Observation) -> None:
         self.state[t].copy_(observation.state)
         if self.bar is not None:

@@ -41,7 +41,7 @@ def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
         # What is read lies ahead of what is written, and the sum is made before it is stored.
         x[:-span] += decay[:-span] * x[span:]
         decay[:-span] *= decay[span:].clone()
-        decay[-span:] = 0
+        decay[-span:].zero_()
         span *= 2
     return x
 

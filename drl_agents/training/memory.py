@@ -156,10 +156,12 @@ def measure(build: Build, sizes: Sizes, device: torch.device, encoded: dict[str,
     meter.stop()
     for hook in hooks:
         hook.remove()
-    env.close()
+    vars(agent).pop("advantages", None)
     peaks = dict(meter.peaks)
     if device.type == "cuda":
+        agent.update(agent.explore_env(env, sizes.horizon_len))  # recorded, where it is: in memory of its own
         peaks["reserved"] = torch.cuda.memory_reserved(device)
+    env.close()
     return peaks
 
 

@@ -12,7 +12,7 @@ from alpaca.common.exceptions import APIError
 from environments.alpaca_env import VectorizedCryptoEnvAlpaca, VectorizedStockEnvAlpaca
 from environments.data.credentials import Secret
 from environments.errors import InputError
-from environments.live import alpaca_session
+from environments.live import alpaca_broker, alpaca_session
 from environments.live.alpaca_broker import AlpacaBroker
 from environments.live.alpaca_local.server import LocalAlpaca
 from environments.live.alpaca_session import paper_url
@@ -194,7 +194,8 @@ def test_a_position_that_lacks_something(venue, field):
     assert broker.positions() == expected != {}
 
 
-def test_quantities_have_nine_decimals_where_time_is_real(venue):
+def test_quantities_have_nine_decimals_where_time_is_real(venue, monkeypatch):
+    monkeypatch.setattr(alpaca_broker, "SELLS_FILL_WITHIN", 0.0)
     orders = [buy("a", 1.23456789199), buy("b", 0.3), buy("c", 0.1 + 0.2), buy("d", 7.5235128300000005)]
     made(venue, lock_step=False).submit(orders)
     assert [order["qty"] for order in venue.orders] == ["1.234567891", "0.3", "0.3", "7.52351283"]

@@ -351,12 +351,12 @@ def test_an_a2c_update_is_the_policy_gradient(market):
 
 
 def test_the_replay_is_part_of_what_a_run_takes(market):
-    """state and final_state (7 numbers each), actions (2), rewards, in float32; two bars in int64; two flags."""
+    """state and final_state (7 numbers each), actions (2), rewards, in float32; two bars in int32; two flags."""
 
     def build(sizes):
         own = {"horizon_len": sizes.horizon_len, "learning_starts": 10**6, "buffer_size": 100_000}
         return built("sac", market, n_envs=sizes.n_envs, **own)
 
     peaks = measure(build, Sizes(4, 8, 1), torch.device("cpu"))
-    replay = 100_000 * (4 * (2 * 7 + 2 + 1) + 8 * 2 + 2)
+    replay = 100_000 * (4 * (2 * 7 + 2 + 1) + 4 * 2 + 2)
     assert replay <= peaks["learning"] <= 1.2 * replay and peaks["rollout"] < 0.1 * replay
