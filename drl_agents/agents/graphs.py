@@ -22,18 +22,19 @@ logger = logging.getLogger(__name__)
 Recorder = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
-def cuda_recorder(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record on the current CUDA or ROCm device; nothing is run."""
-    graph = torch.cuda.CUDAGraph()
-    # What other threads do on the device meanwhile, such as asking for its memory, is no part of it and no error.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = function()
-    return graph.replay, out
-
-
 def recorder_for(device: torch.device, compile: str) -> Recorder | None:
-    """What records on `device`; None where nothing does. compile: as for `Compiler`; "off" is off here too."""
-    return cuda_recorder if device.type == "cuda" and compile != "off" else None
+    """What records on a CUDA or ROCm device; None for others. compile: as for `Compiler`; "off" is off here too."""
+    if device.type != "cuda" or compile == "off":
+        return None
+
+    def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do on the device meanwhile, such as asking for its memory, is no part of it and no error.
+        with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = function()
+        return graph.replay, out
+
+    return record
 
 
 @dataclass
@@ -56,25 +57,31 @@ class _Recording:
 
 
 class Graphs:
-    """Calls functions, the first time as they are, then by a recording of each.
+    """Calls functions: the first time as they are, then by launching a recording, which is made at the second call.
 
     What is recorded must be a function of its tensor arguments and of buffers that stay where they are: without a
     branch on a value, with its random numbers handed in, and without anything in Python that changes from one call to
-    the next. What it does beyond tensors is done while it is recorded and not again. An argument that is no tensor is
-    known by its identity: with another one, or other shapes, the recording is made anew, after a first call as it is,
-    in which whatever is compiled, or made once, is made.
+    the next. What it does beyond tensors a launch does not do again, and it should not do it while `recording`: a
+    clock's event would become part of the graph.
+
+    An argument that is no tensor is known by its identity. With another one, or with other shapes, a function is called
+    as it is once more, in which call whatever is compiled, or made once, is made, and then recorded anew.
 
     Args:
         record: makes recordings; None: functions are called as they are.
+
+    Attributes:
+        recording: a function is being recorded.
     """
 
     def __init__(self, record: Recorder | None) -> None:
         self._record = record
         self._known: dict[str, _Recording] = {}
         self._refused: set[str] = set()
+        self.recording = False
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(*args)`. Tensors it returns are the caller's: no later call changes them."""
+        """`function(*args)`. What a launch returns is the caller's: copies, which no later one changes."""
         name = function.__qualname__
         if self._record is None or name in self._refused:
             return function(*args)
@@ -98,6 +105,7 @@ class Graphs:
         own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         known.tensors = [leaf for leaf in own if isinstance(leaf, Tensor)]
         args = pytree.tree_unflatten(own, tree)
+        self.recording = True
         try:
             known.launch, known.out = self._record(lambda: function(*args))
         except RuntimeError as error:
@@ -106,4 +114,6 @@ class Graphs:
             self._refused.add(name)
             del self._known[name]
             return False
+        finally:
+            self.recording = False
         return True

@@ -247,7 +247,8 @@ class AgentPPO(AgentBase):
                 break
         after = None
         if config.critic_epochs:
-            self.on_phase("critic")
+            if not self.graphs.recording:
+                self.on_phase("critic")
             train_critic(self, rollout, batch, critic_rate, critic_orders)
             after = self._by_member(rollout, self._rollout_values(rollout)[0][:-1])
         if self.policy.state_normalizer is not None:

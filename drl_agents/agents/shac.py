@@ -22,7 +22,7 @@ from drl_agents.agents.members import PerMember, check_ranges, member_columns
 from drl_agents.agents.short_horizon import InwardClamp, window_objective
 from drl_agents.networks.build import MEMORYLESS, build_policy
 from drl_agents.networks.normalizer import MarketWindows
-from drl_agents.networks.policy import PolicySpec, first_weights
+from drl_agents.networks.policy import PolicySpec, market_sums
 from drl_agents.networks.population import FlatParameters, member_generators
 from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
@@ -271,8 +271,7 @@ class AgentSHAC(AgentBase):
                 return policy.outputs(seen, state, critic)[0].squeeze(-1)
             with torch.no_grad():
                 encoded = policy.encode(seen)
-            market = torch.bmm(encoded, first_weights((critic,))[:, : encoded.shape[-1]])
-            return policy.heads(market, state, critic)[0].squeeze(-1)
+            return policy.heads(market_sums(encoded, (critic,)), state, critic)[0].squeeze(-1)
 
     def _fit_critic(self, rollout: Rollout, returns: Tensor, falling: float) -> tuple[Tensor, Tensor]:
         """(value loss, share of the steps that were skipped for their gradients), each (P,), means over the passes.

@@ -106,9 +106,7 @@ class ActorCritic(nn.Module):
     def embed(self, windows: Tensor, *nets: MLP) -> Tensor:
         """Normalised market windows (P, m, L * R) -> the market's share of the first layers' sums of `nets` (both
         unless told), side by side, biases left out: (P, m, sum of their widths)."""
-        nets = nets or (self.actor, self.critic)
-        encoded = self.encode(windows)
-        return torch.bmm(encoded, first_weights(nets)[:, : encoded.shape[-1]])
+        return market_sums(self.encode(windows), nets or (self.actor, self.critic))
 
     def encode(self, windows: Tensor) -> Tensor:
         """Normalised market windows (P, m, L * R) -> what the heads read of them, the windows or (P, m, E)."""
@@ -129,7 +127,7 @@ class ActorCritic(nn.Module):
         if market is None:
             state = self.state_normalizer(state)
         seen = with_one(state)
-        weight = first_weights(nets)[:, -seen.shape[-1] :]
+        weight = first_weights(nets, -state.shape[-1])
         if market is None:
             first = torch.bmm(seen, weight)
         else:
@@ -159,11 +157,10 @@ class ActorCritic(nn.Module):
         market = self.encode(windows)
         if where is not None:
             market = market.gather(1, where.unsqueeze(-1).expand(-1, -1, market.shape[-1]))
-        weights = first_weights(nets)
         if market.shape[1] != state.shape[1]:
-            return self.heads(torch.bmm(market, weights[:, : market.shape[-1]]), state, *nets)
+            return self.heads(market_sums(market, nets), state, *nets)
         # One window for each sample: one product of both parts is less work than two.
-        seen = with_one(state, market)
+        seen, weights = with_one(state, market), first_weights(nets)
         weights = nn.functional.pad(weights, (0, 0, 0, seen.shape[-1] - weights.shape[1]))
         return self._rest(torch.bmm(seen, weights), nets)
 
@@ -206,9 +203,19 @@ def with_one(state: Tensor, market: Tensor | None = None) -> Tensor:
     return torch.cat([market, state, one, zeros], dim=-1)
 
 
-def first_weights(nets: Sequence[MLP]) -> Tensor:
-    """(P, L * R + K + 1, sum of widths): the first layers of `nets` side by side, the biases as the last row."""
-    return torch.cat([torch.cat([net.layers[0].weight, net.layers[0].bias], dim=1) for net in nets], dim=-1)
+def first_weights(nets: Sequence[MLP], first: int = 0) -> Tensor:
+    """(P, L * R + K + 1, sum of widths): the first layers of `nets` side by side, the biases as the last row; from row
+    `first` on."""
+    own = [torch.cat([net.layers[0].weight[:, first:], net.layers[0].bias], dim=1) for net in nets]
+    return torch.cat(own, dim=-1)
+
+
+def market_sums(encoded: Tensor, nets: Sequence[MLP]) -> Tensor:
+    """What is read of bars (P, m, E) -> its share of the first layers' sums of `nets`, side by side (P, m, .)."""
+    weights = [net.layers[0].weight[:, : encoded.shape[-1]] for net in nets]
+    if encoded.shape[1] < encoded.shape[2]:  # fewer rows than weights have: they are the larger part, and stay in place
+        return torch.cat([torch.bmm(encoded, weight) for weight in weights], dim=-1)
+    return torch.bmm(encoded, torch.cat(weights, dim=-1))
 
 
 def spread(x: Tensor, times: int) -> Tensor:

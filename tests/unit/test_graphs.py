@@ -87,6 +87,15 @@ def test_looking_changes_nothing_but_the_work(market):
                 torch.testing.assert_close(own[name], other[name], rtol=1e-4, atol=1e-6)
 
 
+def test_no_phase_is_told_while_recording(market):
+    """A trainer marks phases by events in the device's queue; of a recorded update the parts are one."""
+    agent, env = made(market, tape_recorder, **CASES["a critic of its own"])
+    told: list[str] = []
+    agent.on_phase = told.append
+    trained(agent, env, 4)
+    assert told == ["critic"]
+
+
 def test_every_launch_draws_anew(market):
     """Noise and starts of episodes are not those that were recorded."""
     agent, env = made(market, tape_recorder)
