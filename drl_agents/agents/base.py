@@ -326,5 +326,5 @@ def steps_per_call(n_envs: int, steps: int) -> int:
 
     A divisor of `steps` where there is one in the upper half of what is worth it.
     """
-    most = min(4 if n_envs <= 256 else 1, steps)
+    most = min(8 if n_envs <= 16 else 4 if n_envs <= 256 else 1, steps)
     return next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
