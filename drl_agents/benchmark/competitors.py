@@ -9,12 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from drl_agents.agents.compilation import Compiler
+from drl_agents.agents.precision import why_slow
 from drl_agents.benchmark.work import LONG_TRAINING, PARTS, Configuration, Work, build_agent, build_env
 from environments.errors import InputError
 from environments.market import Market
 from environments.market_env import MarketVecEnv
 
 ACTIONS = 16  # different random actions the environment alone is stepped with, over and over
+
+
+class HardwareMissing(Exception):
+    """A configuration is of something that this machine does not have; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ def our_competitor(configuration: Configuration, work: Work, market: Market) -> 
 
     Raises:
         InputError: an unknown part, or options out of range.
+        HardwareMissing: a precision that the device does not have.
     """
+    if reason := why_slow(market.device, configuration.agent.get("amp", "off")):
+        raise HardwareMissing(reason)
     env = build_env(configuration, work, market)
     if configuration.part == "environment":
         return _environment(env, configuration, work)

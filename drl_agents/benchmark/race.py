@@ -23,11 +23,11 @@ from multiprocessing.connection import Connection
 import psutil
 import torch
 
-from drl_agents.benchmark.competitors import Competitor, our_competitor
+from drl_agents.benchmark.competitors import Competitor, HardwareMissing, our_competitor
 from drl_agents.benchmark.gpu_busy import busy_share
 from drl_agents.benchmark.operations import iteration_operations
 from drl_agents.benchmark.peers import PeerMissing, peer_competitor
-from drl_agents.benchmark.work import Configuration, HardwareMissing, Work
+from drl_agents.benchmark.work import Configuration, Work
 from drl_agents.training.device import pick_device, tune
 from environments.errors import InputError
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
-from drl_agents.agents.precision import why_slow
 from drl_agents.networks.policy import PolicySpec
 from environments.data.source import load_bars
 from environments.errors import InputError
@@ -20,10 +19,6 @@ LEARNERS = ("ours", "sb3", "sbx")
 PARTS = ("iteration", "environment", "rollout", "update")
 # Environment steps of a training long enough for "auto" to compile, where the machine can.
 LONG_TRAINING = 1_000_000_000
-
-
-class HardwareMissing(Exception):
-    """A configuration is of something that this machine does not have; its words are the message."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +115,7 @@ def build_agent(
 
     Raises:
         InputError: a value out of its range, or compile="on" where nothing can be compiled.
-        HardwareMissing: a precision that the device does not have.
     """
-    if reason := why_slow(env.device, configuration.agent.get("amp", "off")):
-        raise HardwareMissing(reason)
     config = PPOConfig(
         horizon_len=configuration.horizon(work),
         update_epochs=work.update_epochs,

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from drl_agents.agents.compilation import WORTH_STEPS, why_not
+from drl_agents.benchmark.competitors import HardwareMissing, our_competitor
 from drl_agents.benchmark.gpu_busy import covered
 from drl_agents.benchmark.peers import PeerMissing, peer_competitor, sb3_vec_env
 from drl_agents.benchmark.plain_env import PlainMarketEnv
@@ -366,3 +367,13 @@ def test_costs_are_commission_alone():
     env = build_env(Configuration("ours", 2), TINY, TINY.market())
     assert isinstance(env, MarketVecEnv) and env.frictions.commission_bps == 30.0
     assert (env.frictions.spread_bps, env.frictions.slippage_bps, env.frictions.impact_coef) == (0.0, 0.0, 0.0)
+
+
+def test_what_the_machine_lacks_is_missing_and_no_failure(monkeypatch):
+    """A CPU without instructions for bfloat16 takes thirty times as long: such a row would say nothing of the code."""
+    lacking = {"bf16": "none here"}
+    monkeypatch.setattr("drl_agents.benchmark.competitors.why_slow", lambda device, amp: lacking.get(amp))
+    fast = Configuration("ours bf16", 4, agent={"amp": "bf16", "compile": "off"})
+    with pytest.raises(HardwareMissing, match="none here"):
+        our_competitor(fast, TINY, TINY.market())
+    assert our_competitor(replace(fast, agent=EAGER), TINY, TINY.market()).compiled is False

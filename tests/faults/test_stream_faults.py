@@ -83,7 +83,7 @@ class Mover:
                 return
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_fault_of_the_bars_and_the_clock(market, bundle, tmp_path, quick, seed):
     """No bar is lost, taken twice or out of order; every order is the back-test's, and the books are the venue's."""
     tested = backtest(bundle.env(market, (START, STOP)), bundle.decide)[0]
