@@ -161,7 +161,8 @@ class ActorCritic(nn.Module):
             return self.heads(market_sums(market, nets), state, *nets)
         # One window for each sample: one product of both parts is less work than two.
         seen, weights = with_one(state, market), first_weights(nets)
-        weights = nn.functional.pad(weights, (0, 0, 0, seen.shape[-1] - weights.shape[1]))
+        if missing := seen.shape[-1] - weights.shape[1]:
+            weights = nn.functional.pad(weights, (0, 0, 0, missing))
         return self._rest(torch.bmm(seen, weights), nets)
 
     def dense(self, x: Tensor, *nets: MLP) -> list[Tensor]:
