@@ -126,6 +126,9 @@ class ActorCritic(nn.Module):
         nets = nets or (self.actor, self.critic)
         if market is None:
             state = self.state_normalizer(state)
+        if self._one_operation(state, nets):
+            parts = [None] * len(nets) if market is None else market.split([net.width for net in nets], dim=-1)
+            return [net.at_once(state, part) for net, part in zip(nets, parts, strict=True)]
         seen = with_one(state)
         weight = first_weights(nets, -state.shape[-1])
         if market is None:
@@ -135,6 +138,9 @@ class ActorCritic(nn.Module):
                 market = spread(market, state.shape[1] // market.shape[1])
             first = affine(seen, weight, market)
         return self._rest(first, nets)
+
+    def _one_operation(self, x: Tensor, nets: Sequence[MLP]) -> bool:
+        return all(net.takes_at_once(x) for net in nets)
 
     def _rest(self, first: Tensor, nets: Sequence[MLP]) -> list[Tensor]:
         return [net.rest(own) for net, own in zip(nets, first.split([net.width for net in nets], dim=-1), strict=True)]
@@ -160,6 +166,8 @@ class ActorCritic(nn.Module):
         if market.shape[1] != state.shape[1]:
             return self.heads(market_sums(market, nets), state, *nets)
         # One window for each sample: one product of both parts is less work than two.
+        if self._one_operation(market, nets):
+            return [net.at_once(torch.cat([market, state], dim=-1)) for net in nets]
         seen, weights = with_one(state, market), first_weights(nets)
         if missing := seen.shape[-1] - weights.shape[1]:
             weights = nn.functional.pad(weights, (0, 0, 0, missing))

@@ -1,0 +1,1 @@
+"""C++ for what torch's own operations are slow at on a CPU."""
