@@ -12,6 +12,7 @@ from torch import Tensor
 from drl_agents.agents.adam import FlatAdam, LossScale
 from drl_agents.agents.base import AgentBase
 from drl_agents.agents.critic import train_critic
+from drl_agents.agents.pieces import pieces
 from drl_agents.agents.ppo_config import PerMember, PPOConfig
 from drl_agents.agents.ppo_loss import PARTS, less_the_others, ppo_loss
 from drl_agents.agents.sequences import episode_begins, sequence_values
@@ -23,8 +24,6 @@ from drl_agents.rollout.buffer import Rollout
 from drl_agents.rollout.returns import explained_variance, gae
 from environments.errors import InputError
 from environments.vec_env import VecEnv
-
-_PIECE = 4_096  # samples whose activations fit the caches of a CPU
 
 
 class Batch(NamedTuple):
@@ -44,6 +43,11 @@ class Batch(NamedTuple):
     returns: Tensor
     memory: Tensor | None = None
     begins: Tensor | None = None
+
+    @property
+    def each(self) -> int:
+        """Samples of a slot."""
+        return self.log_prob.shape[1] // self.slots
 
 
 class AgentPPO(AgentBase):
@@ -230,7 +234,7 @@ class AgentPPO(AgentBase):
         weight = torch.zeros(p, device=self.device)
         compiled = self.compiler.active and not self.policy.memory_size
         minibatch = self.compiler(self._minibatch) if compiled else self._minibatch
-        if self._pieces(batch, batch.slots // config.num_minibatches) > 1:
+        if self.cuts and pieces(batch.slots // config.num_minibatches, batch.each) > 1:
             minibatch = self._in_pieces
         for order in orders:
             epoch_kl = torch.zeros(p, device=self.device)
@@ -314,19 +318,16 @@ class AgentPPO(AgentBase):
         stays in the caches: the mean over all is the mean of the pieces' means, weighted by their sizes."""
         gradient = self.compiler(self._gradient) if self.compiler.active else self._gradient
         moments, sums = self._moments(batch, index), None
-        for piece in index.tensor_split(self._pieces(batch, index.shape[1]), dim=1):
+        for piece in index.tensor_split(pieces(index.shape[1], batch.each), dim=1):
             own = [x * (piece.shape[1] / index.shape[1]) for x in gradient(batch, piece, *moments)]
             sums = own if sums is None else [x.add_(y) for x, y in zip(sums, own, strict=True)]
         return self._descend(*sums, learning_rate, active)
 
-    def _pieces(self, batch: Batch, slots: int) -> int:
-        """Into how many pieces a minibatch of `slots` falls: where it pays, the fewest equal ones of at most `_PIECE`
-        samples. On a GPU, and where an encoder looks for bars that are seen more than once, one."""
-        samples = slots * (batch.log_prob.shape[1] // batch.slots)
-        if not self.looks or batch.memory is not None or self.policy.encoder is not None or samples <= 2 * _PIECE:
-            return 1
-        least = -(-samples // _PIECE)
-        return next((k for k in range(least, 2 * least) if slots % k == 0), least)
+    @property
+    def cuts(self) -> bool:
+        """Whether large minibatches fall into `pieces`: not on a GPU, and not where an encoder looks for bars that are
+        seen more than once."""
+        return self.looks and not self.policy.memory_size and self.policy.encoder is None
 
     @torch.no_grad()
     def _moments(self, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ environment has its own clock,
 
     e u(T C) + f u(m C / N) + g C
 
-u(k) the different ones among k of the bars that can be seen; probes with half as many clocks tell f from d.
+u(k) the different ones among k of the bars that can be seen; probes with half as many clocks tell f from d. Where
+minibatches fall into pieces (`agents.pieces`), m are the samples of a piece.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from drl_agents.agents.base import AgentBase
 from drl_agents.agents.off_policy import AgentOffPolicy
+from drl_agents.agents.pieces import pieces
 from environments.vec_env import VecEnv
 
 _PROBE_ENVS = {"cuda": 512}
@@ -167,12 +169,13 @@ def measure(build: Build, sizes: Sizes, device: torch.device, encoded: dict[str,
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """The fitted formula of each phase. seen: B of its last form, None where that does not apply. factor: what the
-    allocator holds for each byte of tensors."""
+    """The fitted formula of each phase. seen: B of its last form, None where that does not apply. cut: minibatches fall
+    into pieces. factor: what the allocator holds for each byte of tensors."""
 
     coefficients: dict[str, np.ndarray]
     clock_groups: int | None
     seen: int | None = None
+    cut: bool = False
     factor: float = 1.0
 
     @classmethod
@@ -181,6 +184,7 @@ class MemoryModel:
         measured: Sequence[tuple[Sizes, dict[str, int], dict[str, int]]],
         clock_groups: int | None,
         seen: int | None = None,
+        cut: bool = False,
     ) -> MemoryModel:
         """Least squares over measured sizes; as many in general position as there are terms determine it.
 
@@ -192,18 +196,19 @@ class MemoryModel:
         for phase in measured[0][1]:
             if phase == "reserved":
                 continue
-            columns = np.array([_columns(phase, sizes, clock_groups, seen, rows) for sizes, _, rows in measured])
+            columns = np.array([_columns(phase, sizes, clock_groups, seen, cut, rows) for sizes, _, rows in measured])
             scale = columns.max(0)
             peaks = np.array([own[phase] for _, own, _ in measured], dtype=np.float64)
             found[phase] = np.linalg.lstsq(columns / scale, peaks, rcond=None)[0] / scale
         largest = max((own for _, own, _ in measured), key=lambda own: max(own.values()))
         tensors = max(value for phase, value in largest.items() if phase != "reserved")
-        return cls(found, clock_groups, seen, max(1.0, largest.get("reserved", tensors) / tensors))
+        return cls(found, clock_groups, seen, cut, max(1.0, largest.get("reserved", tensors) / tensors))
 
     def phases(self, sizes: Sizes) -> dict[str, float]:
         """Bytes of each phase's peak."""
         return {
-            phase: self.factor * float(own @ np.array(_columns(phase, sizes, self.clock_groups, self.seen, {})))
+            phase: self.factor
+            * float(own @ np.array(_columns(phase, sizes, self.clock_groups, self.seen, self.cut, {})))
             for phase, own in self.coefficients.items()
         }
 
@@ -213,13 +218,15 @@ class MemoryModel:
 
 
 def _columns(
-    phase: str, sizes: Sizes, clock_groups: int | None, seen: int | None, encoded: dict[str, int]
+    phase: str, sizes: Sizes, clock_groups: int | None, seen: int | None, cut: bool, encoded: dict[str, int]
 ) -> list[float]:
     own = [1.0, sizes.n_envs, sizes.samples]
     clocks = sizes.clock_groups or clock_groups or sizes.n_envs
     bars, part = sizes.horizon_len * clocks, sizes.batch_size * clocks / sizes.n_envs
     if seen is None:
-        return [*own, sizes.batch_size, *([] if clock_groups is None else (bars, part))]
+        parts = pieces(int(part), sizes.n_envs // clocks) if cut else 1
+        part /= parts
+        return [*own, sizes.batch_size / parts, *([] if clock_groups is None else (bars, part))]
     # An encoder's work is told from the rest by what each phase is made of: more terms would fit noise.
     own.append(clocks)
     if phase in ("encoding", "advantages"):
@@ -258,7 +265,7 @@ class Footprint:
             for own in self._probes(sizes, table):
                 rows: dict[str, int] = {}
                 measured.append((own, measure(self.build, own, self.device, rows), rows))
-            self._models[key] = MemoryModel.fit(measured, self.clock_groups, seen)
+            self._models[key] = MemoryModel.fit(measured, self.clock_groups, seen, self._facts.cut)
         return self._models[key].peak(sizes)
 
     def most_minibatches(self, sizes: Sizes) -> int:
@@ -283,7 +290,7 @@ class Footprint:
         env.close()
         own = agent.config
         normalised, based = (getattr(own, name, False) for name in ("norm_adv", "group_baseline"))
-        return _Facts(seen, agent.policy.memory_size > 0, normalised, based)
+        return _Facts(seen, getattr(agent, "cuts", False), agent.policy.memory_size > 0, normalised, based)
 
     def _table(self, sizes: Sizes) -> bool:
         clocks = sizes.clock_groups or self.clock_groups or sizes.n_envs
@@ -315,10 +322,12 @@ class Footprint:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What sizes mean to an agent. seen: bars that can be seen, where it embeds those that differ alone. remembers:
-    learns from whole sequences. pairs: of two samples at least. shares: of environments that share clocks alone."""
+    """What sizes mean to an agent. seen: bars that can be seen, where it embeds those that differ alone. cut: learns
+    from pieces. remembers: from whole sequences. pairs: of two samples at least. shares: of environments that share
+    clocks alone."""
 
     seen: int | None
+    cut: bool
     remembers: bool
     pairs: bool
     shares: bool

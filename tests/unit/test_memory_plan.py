@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from drl_agents.agents import pieces
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.networks.policy import PolicySpec
 from drl_agents.training import device as devices
@@ -106,6 +107,16 @@ def test_a_planned_run_takes_what_was_predicted(market, groups, network, budget)
     taken = measured(make, plan.sizes, 2)
     assert taken == pytest.approx(plan.predicted, rel=0.1)
     assert taken > 2**20
+
+
+def test_pieces_of_a_minibatch_are_known_to_the_plan(market, monkeypatch):
+    """The largest minibatch that is not cut takes more than one of twice its size: a straight line through what was
+    measured of both kinds would be a third off."""
+    monkeypatch.setattr(pieces, "PIECE", 512)
+    make = build(market, None)
+    footprint = Footprint(make, CPU, BARS)
+    for sizes in (Sizes(32, 32, 1), Sizes(128, 32, 1)):
+        assert measured(make, sizes, 2) == pytest.approx(footprint.peak(sizes), rel=0.1)
 
 
 # -------------------------------------------------------------------------------------------------- plans

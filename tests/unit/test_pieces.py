@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drl_agents.agents import ppo
+from drl_agents.agents import pieces, ppo
 from drl_agents.agents.compilation import why_not
 from drl_agents.agents.ppo import AgentPPO, PPOConfig
 from drl_agents.networks.policy import PolicySpec
@@ -24,7 +24,7 @@ def market() -> Market:
 
 def updated(market: Market, piece: int, monkeypatch, *, env: dict | None = None, spec: dict | None = None, **config):
     """Figures and parameters after two updates of minibatches of 2 x 96 samples; pieces of at most `piece`."""
-    monkeypatch.setattr(ppo, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "PIECE", piece)
     world = VectorizedCryptoEnvAlpaca(market, 48, n_members=2, episode_length=20, seed=[1, 2], **(env or {}))
     own = {"horizon_len": 8, "num_minibatches": 2, "update_epochs": 2, "compile": "off", **config}
     agent = AgentPPO(PolicySpec.of(world, hidden=(8, 8), **(spec or {})), PPOConfig(**own), (3, 4))
@@ -49,13 +49,13 @@ def updated(market: Market, piece: int, monkeypatch, *, env: dict | None = None,
 def test_in_pieces_or_whole(market, monkeypatch, case):
     """Of equal sizes (4 x 24)."""
     whole, reference = updated(market, 1_000, monkeypatch, **case)
-    counted, count = [], AgentPPO._pieces
-    monkeypatch.setattr(AgentPPO, "_pieces", lambda self, *a: counted.append(count(self, *a)) or counted[-1])
-    pieces, agent = updated(market, 24, monkeypatch, **case)
+    counted, count = [], pieces.pieces
+    monkeypatch.setattr(ppo, "pieces", lambda *a: counted.append(count(*a)) or counted[-1])
+    cut, agent = updated(market, 24, monkeypatch, **case)
     assert set(counted) == {4}
     loose = {"rtol": 2e-2, "atol": 2e-3} if case.get("amp") else {"rtol": 1e-4, "atol": 1e-5}
     for name in whole:
-        assert_close(pieces[name], whole[name], **loose, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(cut[name], whole[name], **loose, msg=lambda text, name=name: f"{name}: {text}")
     assert_close(agent.parameters.values, reference.parameters.values, **loose)
 
 
@@ -63,7 +63,7 @@ def test_pieces_of_different_sizes(market, monkeypatch):
     """97 samples of each member, in 3 pieces: there are no equal ones."""
     agents = []
     for piece in (1_000, 35):
-        monkeypatch.setattr(ppo, "_PIECE", piece)
+        monkeypatch.setattr(pieces, "PIECE", piece)
         env = VectorizedCryptoEnvAlpaca(market, 97, episode_length=20, seed=1)
         config = PPOConfig(horizon_len=2, num_minibatches=2, update_epochs=1, compile="off")
         agents.append(AgentPPO(PolicySpec.of(env, hidden=(8,)), config))
@@ -74,8 +74,8 @@ def test_pieces_of_different_sizes(market, monkeypatch):
 def test_an_encoder_and_a_memory_are_not_cut(market, monkeypatch):
     for network in ("gru", "lightweight"):
         whole, _ = updated(market, 1_000, monkeypatch, spec={"network": network})
-        pieces, _ = updated(market, 10, monkeypatch, spec={"network": network})
-        assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+        cut, _ = updated(market, 10, monkeypatch, spec={"network": network})
+        assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_members_of_one_fold_share_their_rows(market):

@@ -38,7 +38,7 @@ def library(name: str, options: Sequence[str] = ()) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled([compiler, *_FLAGS, *options], source)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
     logger.warning("%s: not compiled, torch's own operations are used: %s", source.name, reason.strip()[-500:])
     return None
@@ -47,7 +47,8 @@ def library(name: str, options: Sequence[str] = ()) -> ctypes.CDLL | None:
 def _compiled(command: Sequence[str], source: Path) -> Path:
     # What the compiler says of itself and of this CPU: a home may be shared by machines that differ.
     said = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
-    key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(command).encode(), said.encode()])).hexdigest()
+    texts = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256(b"\0".join([*texts, " ".join(command).encode(), said.encode()])).hexdigest()
     folder = cache_folder()
     built = folder / f"{source.stem}-{key[:16]}.so"
     if not built.exists():

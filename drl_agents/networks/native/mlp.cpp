@@ -2,9 +2,7 @@
 //
 // A library multiplies one matrix after the other, and each goes to memory and back before the next. Here blocks of
 // kRows samples go through all layers while the caches hold them, and what lies between the layers (bias, activation,
-// its derivative) is done to the sums while they are in registers. A product is the outer-product kernel of Goto and van
-// de Geijn ("Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008) with tiles of kTile rows and two
-// vectors of columns.
+// its derivative) is done to the sums while they are in registers.
 //
 // Every sum has a fixed order, which depends on the number of threads and on nothing else.
 #include <omp.h>
@@ -14,143 +12,11 @@
 #include <cstring>
 #include <vector>
 
-// Floats in a vector register, and rows of a tile: as many as leave registers for two vectors of columns and a factor.
-#ifndef LANES
-#if defined(__AVX512F__)
-#define LANES 16
-#define TILE 12
-#elif defined(__AVX__)
-#define LANES 8
-#define TILE 6
-#else
-#define LANES 4
-#define TILE 8
-#endif
-#endif
+#include "product.h"
 
 namespace {
 
-constexpr long kLanes = LANES, kTile = TILE, kVectors = 2, kColumns = kVectors * kLanes, kRows = 96;
-
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-
-inline Vector load(const float* from) {
-  Vector v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-// As `load`, of which the last `missing` lanes are not there to be read: zeros.
-inline Vector load_part(const float* from, long missing) {
-  if (missing <= 0) return load(from);
-  Vector v{};
-  std::memcpy(&v, from, sizeof v - missing * 4);
-  return v;
-}
-
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-
-inline void store_part(float* to, Vector v, long missing) {
-  std::memcpy(to, &v, sizeof v - std::max(missing, 0L) * 4);
-}
-
-inline Vector all(float x) { return x - Vector{}; }
-
-// Of a lane that is not a number neither bound is chosen: it stays one.
-inline Vector at_least(Vector x, float low) { return all(low) > x ? all(low) : x; }
-inline Vector at_most(Vector x, float high) { return all(high) < x ? all(high) : x; }
-
-// The quotient of polynomials of drl_agents/networks/activation.py.
-inline Vector tanh_of(Vector x) {
-  constexpr float end = 7.90531110763549805f;
-  x = at_most(at_least(x, -end), end);
-  const Vector square = x * x;
-  Vector above = all(-2.76076847742355e-16f) * square + all(2.00018790482477e-13f);
-  for (float c : {-8.60467152213735e-11f, 5.12229709037114e-08f, 1.48572235717979e-05f, 6.37261928875436e-04f,
-                  4.89352455891786e-03f})
-    above = above * square + all(c);
-  Vector below = all(1.19825839466702e-06f) * square + all(1.18534705686654e-04f);
-  for (float c : {2.26843463243900e-03f, 4.89352518554385e-03f}) below = below * square + all(c);
-  return x * above / below;
-}
-
-// sum_k a[i, k] b[k, columns] for M rows i and V vectors of columns, handed to out(row, column, vector). The rows of `b`
-// lie `b_row` apart; a[i, k] is at a[i * a_row + k], or of a transposed one at a[k * a_row + i].
-template <int M, int V, bool Transposed, class Out>
-void tile(const float* a, long a_row, const float* b, long b_row, long depth, const Out& out, long row, long column) {
-  Vector sums[M][V] = {};
-  for (long k = 0; k < depth; k++) {
-    Vector columns[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) columns[v] = load(b + k * b_row + v * kLanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < M; i++) {
-      const Vector factor = all(Transposed ? a[k * a_row + i] : a[i * a_row + k]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sums[i][v] += factor * columns[v];
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) out(row + i, column + v * kLanes, sums[i][v]);
-}
-
-// A tile of `rows` rows, which are at most M.
-template <int M, int V, bool Transposed, class Out>
-inline void tile_of(long rows, const float* a, long a_row, const float* b, long b_row, long depth, const Out& out,
-                    long row, long column) {
-  if constexpr (M > 0) {
-    if (rows >= M)
-      tile<M, V, Transposed>(a, a_row, b, b_row, depth, out, row, column);
-    else
-      tile_of<M - 1, V, Transposed>(rows, a, a_row, b, b_row, depth, out, row, column);
-  }
-}
-
-// The product of a (rows, depth) and b (depth, columns), handed to out(row, column, vector) by vectors of which the last
-// may pass the end of a row. b_at(column): where column `column` of `b` begins.
-template <bool Transposed, class At, class Out>
-void product(long rows, long columns, long depth, const float* a, long a_row, const At& b_at, long b_row,
-             const Out& out) {
-  for (long column = 0; column < columns; column += kColumns) {
-    const float* b = b_at(column);
-    const bool one = columns - column <= kLanes;
-    for (long row = 0; row < rows; row += kTile) {
-      const float* own = Transposed ? a + row : a + row * a_row;
-      if (one)
-        tile_of<kTile, 1, Transposed>(rows - row, own, a_row, b, b_row, depth, out, row, column);
-      else
-        tile_of<kTile, kVectors, Transposed>(rows - row, own, a_row, b, b_row, depth, out, row, column);
-    }
-  }
-}
-
-long whole(long size) { return (size + kLanes - 1) / kLanes * kLanes; }
-
-// Floats of a row of at least `size`, an odd number of cache lines: rows an even number apart share few sets of a cache.
-long spaced(long size) { return ((size + 15) / 16 | 1) * 16; }
-
-long panels_size(long rows, long columns) { return (columns + kColumns - 1) / kColumns * kColumns * rows; }
-
-// w (rows, columns) as panels of kColumns columns, their rows one after the other; behind the last column zeros.
-void pack(const float* w, long rows, long columns, float* to) {
-  for (long column = 0; column < columns; column += kColumns) {
-    const long width = std::min(kColumns, columns - column);
-    for (long row = 0; row < rows; row++, to += kColumns) {
-      std::memcpy(to, w + row * columns + column, width * 4);
-      std::fill(to + width, to + kColumns, 0.f);
-    }
-  }
-}
-
-// The transpose of w (columns, rows) as panels.
-void pack_transposed(const float* w, long rows, long columns, float* to) {
-  for (long column = 0; column < columns; column += kColumns, to += rows * kColumns)
-    for (long c = 0; c < kColumns; c++)
-      for (long row = 0; row < rows; row++)
-        to[row * kColumns + c] = column + c < columns ? w[(column + c) * rows + row] : 0.f;
-}
+constexpr long kRows = 96;
 
 // This thread's own memory, which is kept from call to call.
 float* scratch(size_t size) {
@@ -193,19 +59,25 @@ struct Net {
   }
 };
 
-// A thread's share: whole members where they come out even, or else some samples of every member.
+// What one thread goes through of a pass: samples first_row .. end_row of members first .. end.
 struct Share {
-  long thread, threads;
-  bool members_whole;
-  long first_member, end_member, first_row, end_row;
+  long first, end, first_row, end_row;
+};
 
-  explicit Share(const Net& net) {
-    thread = omp_get_thread_num(), threads = omp_get_num_threads();  // fewer than were asked for, it may be
-    members_whole = net.members % threads == 0 || net.members >= 4 * threads;
-    const long of = members_whole ? net.members : net.samples / net.each;
-    const long from = of * thread / threads, to = of * (thread + 1) / threads;
-    first_member = members_whole ? from : 0, end_member = members_whole ? to : net.members;
-    first_row = members_whole ? 0 : from * net.each, end_row = members_whole ? net.samples : to * net.each;
+// The threads of a pass. Each takes as many whole members as the others; of the members that are left over each takes
+// some of the samples.
+struct Team {
+  long thread = omp_get_thread_num(), threads = omp_get_num_threads();  // fewer than were asked for, it may be
+
+  long begin(long of) const { return of * thread / threads; }
+  long end(long of) const { return of * (thread + 1) / threads; }
+  long whole_members(const Net& net) const { return net.members / threads * threads; }
+  Share whole(const Net& net) const {
+    return {begin(whole_members(net)), end(whole_members(net)), 0, net.samples};
+  }
+  Share part(const Net& net, long first, long end_member) const {
+    const long of = net.samples / net.each;
+    return {first, end_member, begin(of) * net.each, end(of) * net.each};
   }
 };
 
@@ -215,7 +87,7 @@ void forward_share(const Net& net, const Share& share, float* out) {
   for (const Layer& layer : net.layers) size += panels_size(layer.in, layer.out) + whole(layer.out);
   float* const memory = scratch(size + (net.hidden ? 0 : kRows * net.row));
   std::vector<const float*> weights(depth), biases(depth);
-  for (long p = share.first_member; p < share.end_member; p++) {
+  for (long p = share.first; p < share.end; p++) {
     float* free = memory;
     for (size_t l = 0; l < depth; l++) {
       const Layer& layer = net.layers[l];
@@ -283,8 +155,9 @@ void pull_back(const Net& net, size_t l, const float* panels, long rows, const f
     run([](Vector grad, Vector y) { return grad * (all(1.f) - y * y); });
 }
 
+// The gradients of the share's members over its samples, one member's after the other.
 void backward_share(const Net& net, const Share& share, const float* grad_out, float* grads, float* grad_x,
-                    float* grad_first, std::vector<float*>& parts) {
+                    float* grad_first) {
   const size_t depth = net.layers.size();
   long widest = 0;
   size_t sums_size = 0, weights_size = 0;
@@ -293,12 +166,10 @@ void backward_share(const Net& net, const Share& share, const float* grad_out, f
     sums_size += (layer.in + 1) * spaced(layer.out);
     weights_size += panels_size(layer.out, layer.in);
   }
-  const size_t part_size = share.members_whole ? 0 : net.members * net.grads;
-  float* const memory = scratch(sums_size + weights_size + 2 * kRows * widest + part_size);
-  float *const block = memory + sums_size + weights_size, *const part = block + 2 * kRows * widest;
-  parts[share.thread] = part;
+  float* const memory = scratch(sums_size + weights_size + 2 * kRows * widest);
+  float* const block = memory + sums_size + weights_size;
   std::vector<const float*> weights(depth);
-  for (long p = share.first_member; p < share.end_member; p++) {
+  for (long p = share.first; p < share.end; p++) {
     float *grad = block, *next = block + kRows * widest;
     std::fill(memory, memory + sums_size, 0.f);
     float* free = memory + sums_size;
@@ -342,7 +213,7 @@ void backward_share(const Net& net, const Share& share, const float* grad_out, f
         std::swap(grad, next), grad_row = next_row;
       }
     }
-    float* to = (share.members_whole ? grads : part) + p * net.grads;
+    float* to = grads + (p - share.first) * net.grads;
     const float* sums = memory;
     for (const Layer& layer : net.layers) {
       const long own = layer.in + (layer.bias ? 1 : 0);
@@ -366,27 +237,35 @@ extern "C" int64_t hidden_row(const int64_t* widths, int64_t count) {
 extern "C" void forward(const int64_t* call, float* out) {
   const Net net(call);
 #pragma omp parallel num_threads(net.threads) if (net.threads > 1)
-  forward_share(net, Share(net), out);
+  {
+    const Team team;
+    forward_share(net, team.whole(net), out);
+    forward_share(net, team.part(net, team.whole_members(net), net.members), out);
+  }
 }
 
 // grad_out: (P, n, last width). grads: (P, .), each layer's weight and, where it has one, its bias. grad_x: (P, n, first
 // width) and grad_first: (P, n / each, width of the first layer), or null.
 extern "C" void backward(const int64_t* call, const float* grad_out, float* grads, float* grad_x, float* grad_first) {
   const Net net(call);
-  std::vector<float*> parts(net.threads);
+  static thread_local std::vector<float> kept;  // from call to call
+  kept.resize(std::max<size_t>(kept.size(), net.threads * net.grads));
+  float* const parts = kept.data();
 #pragma omp parallel num_threads(net.threads) if (net.threads > 1)
   {
-    const Share share(net);
-    backward_share(net, share, grad_out, grads, grad_x, grad_first, parts);
-    if (!share.members_whole) {
+    const Team team;
+    const Share whole = team.whole(net);
+    backward_share(net, whole, grad_out, grads + whole.first * net.grads, grad_x, grad_first);
+    for (long p = team.whole_members(net); p < net.members; p++) {
+      float* const own = parts + team.thread * net.grads;
+      backward_share(net, team.part(net, p, p + 1), grad_out, own, grad_x, grad_first);
 #pragma omp barrier
-      const long size = net.members * net.grads;
-      for (long i = size * share.thread / share.threads; i < size * (share.thread + 1) / share.threads; i++) {
-        float sum = parts[0][i];
-        for (long other = 1; other < share.threads; other++) sum += parts[other][i];
-        grads[i] = sum;
+      for (long i = team.begin(net.grads); i < team.end(net.grads); i++) {
+        float sum = parts[i];
+        for (long other = 1; other < team.threads; other++) sum += parts[other * net.grads + i];
+        grads[p * net.grads + i] = sum;
       }
-#pragma omp barrier  // before anyone's next call takes its part for something else
+#pragma omp barrier  // before a part is written to again
     }
   }
 }
