@@ -60,7 +60,8 @@ def mlp(
 
     Args:
         x: (P, n, in) float32. weights: (P, in, out) each. biases: (P, 1, out) each, or None.
-        first: f, (P, m, width of the first layer), each row added to n / m samples that follow one another.
+        first: f, (P, m, width of the first layer), each row added to n / m samples that follow one another; of two
+            layers at least.
 
     Returns:
         (P, n, last width)
