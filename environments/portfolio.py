@@ -19,7 +19,7 @@ from environments.rules import RuleTensors
 # Quantities are whole multiples of an increment up to rounding of the division; without this slack 0.3 / 0.1
 # would count as two increments.
 _SLACK = 1e-9
-_MANY = 256  # accounts from which on vector code has enough of them to run along
+_MANY = 256  # accounts from which on compiled vector code has enough of them to run along
 
 
 class Account(NamedTuple):
@@ -52,8 +52,10 @@ class Fills(NamedTuple):
 def open_account(cash: Tensor, n_assets: int) -> Account:
     """Accounts that hold nothing but `cash` (N,)."""
     n = cash.shape[0]
-    # Of many accounts those of one asset are neighbours in memory, and vector code runs along them; assets are few.
-    zeros = cash.new_zeros(n_assets, n).t() if n >= _MANY else cash.new_zeros(n, n_assets)
+    # Of many accounts those of one asset are neighbours in memory, and compiled vector code runs along them; assets are
+    # few. Not on a GPU, where it was not timed.
+    columns = n >= _MANY and cash.device.type == "cpu"
+    zeros = cash.new_zeros(n_assets, n).t() if columns else cash.new_zeros(n, n_assets)
     return Account(cash.clone(), zeros, zeros.clone(), zeros.clone())
 
 
